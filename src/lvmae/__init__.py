@@ -1,0 +1,47 @@
+"""Long-video masked-embedding autoencoders (LV-MAE): learn from, represent, search and understand long videos.
+
+Importing this package imports nothing heavy: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "EmbeddingStore": "lvmae.store",
+    "LVMAEConfig": "lvmae.model",
+    "LVMAEForPreTraining": "lvmae.model",
+    "LVMAEModel": "lvmae.model",
+    "embed_videos": "lvmae.embedding",
+    "interpret": "lvmae.interpretation",
+    "load_encoder": "lvmae.embedding",
+    "pretrain": "lvmae.pretraining",
+    "probe": "lvmae.evaluation",
+    "represent": "lvmae.representations",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from lvmae.embedding import embed_videos, load_encoder
+    from lvmae.evaluation import probe
+    from lvmae.interpretation import interpret
+    from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
+    from lvmae.pretraining import pretrain
+    from lvmae.representations import represent
+    from lvmae.store import EmbeddingStore
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lvmae' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

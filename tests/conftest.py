@@ -1,0 +1,24 @@
+"""What all tests share: the reference material beside the checkout, and a cache of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the reference checkpoint, films and annotation files; it lies beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the reference material (../shared) is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the tests' memory maps and extracted weights out of the user's cache."""
+    import os
+
+    os.environ["LVMAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
