@@ -12,7 +12,9 @@ _WATCHED_SECONDS = 0.2
 _LOGGED_SECONDS = 15.0
 
 
-def progress(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, total: float | None = None, initial: float = 0) -> Any:
+def progress(
+    iterable: Iterable[Any] | None = None, *, desc: str, unit: str, total: float | None = None, initial: float = 0
+) -> Any:
     """A tqdm bar: `for x in progress(xs, ...)`, or `bar.update(n)` and `bar.set_postfix_str(...)`.
 
     On a terminal it is redrawn five times a second; in a log it writes a line every 15 seconds.

@@ -1,0 +1,39 @@
+"""The embedding store: one row a video, its segments' times and embeddings. The seam between video and learning.
+
+Enters: `VideoRecord`s from an encoder, an import or a model. Leaves: the same records, in any order and any window, as
+views on a memory map. On disk it is plain Parquet that `datasets`, DuckDB or pandas read without this module. Price:
+2 bytes a value, and as much again in the local cache once a shard is read, because Parquet itself cannot be mapped.
+
+    store/manifest.json              what the rows mean: space, width, segment rule, encoder
+    store/README.md                  a dataset card, so that `datasets.load_dataset("store")` finds the right files
+    store/data/part-XXXXXXXX.parquet a row a video
+    store/failures/part-….parquet    a row an input that could not be embedded, and why
+
+Shards are written beside their place and renamed into it, so a shard is there whole or not at all.
+"""
+
+from lvmae.store.format import (
+    EMBEDDINGS,
+    REPRESENTATIONS,
+    SCHEMA_VERSION,
+    Failure,
+    Manifest,
+    VideoRecord,
+    l2_normalize,
+)
+from lvmae.store.reader import EmbeddingStore, cache_folder, read_parquet_rows
+from lvmae.store.writer import StoreWriter
+
+__all__ = [
+    "EMBEDDINGS",
+    "REPRESENTATIONS",
+    "SCHEMA_VERSION",
+    "EmbeddingStore",
+    "Failure",
+    "Manifest",
+    "StoreWriter",
+    "VideoRecord",
+    "cache_folder",
+    "l2_normalize",
+    "read_parquet_rows",
+]

@@ -1,0 +1,203 @@
+"""What a store's rows mean and where its files lie: the format, shared by the writer and the reader."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvmae.errors import InputError, WorkError
+
+SCHEMA_VERSION = 1
+EMBEDDINGS = "embeddings"
+REPRESENTATIONS = "representations"
+
+CARD = """---
+configs:
+- config_name: default
+  data_files: data/*.parquet
+tags:
+- lvmae
+---
+
+# {kind} of long videos
+
+A row a video: `id`, `source`, `duration` and the segments' `starts` and `ends` in seconds, and `embeddings`, a list of
+{dim} float16 values a segment, in the space `{space_id}`. Written by lvmae;
+`datasets.load_dataset("parquet", data_files="data/*.parquet")` opens it without.
+"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store's rows mean. Two stores may be used together only if their `space_id` is the same."""
+
+    space_id: str
+    """Names the embedding space: model, revision, frames, pooling, preprocessing, segment length."""
+    dim: int
+    """Width D of one embedding."""
+    segments: dict[str, Any]
+    """The segment rule, such as `{"kind": "fixed", "seconds": 5.0}`."""
+    encoder: dict[str, Any]
+    """Name, options and licence of the encoder: enough to rebuild its text side."""
+    kind: str = EMBEDDINGS
+    run: dict[str, Any] | None = None
+    """Representations only: path and fingerprint of the run they come from, and the store they were computed on."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass
+class VideoRecord:
+    """One video: L segments with their times in seconds and their embeddings."""
+
+    id: str
+    source: str
+    duration: float
+    starts: np.ndarray
+    """(L,) seconds."""
+    ends: np.ndarray
+    """(L,) seconds."""
+    embeddings: np.ndarray
+    """(L, D); float16 once stored."""
+    cls: np.ndarray | None = None
+    """(D,) float32; representations only."""
+    mean: np.ndarray | None = None
+    """(D,) float32; representations only."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that could not be embedded, and why, in words a person understands."""
+
+    id: str
+    path: str
+    reason: str
+
+
+def data_schema(manifest: Manifest) -> pa.Schema:
+    columns = [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("duration", pa.float64()),
+        ("starts", pa.list_(pa.float64())),
+        ("ends", pa.list_(pa.float64())),
+        ("embeddings", pa.list_(pa.list_(pa.float16(), manifest.dim))),
+    ]
+    if manifest.kind == REPRESENTATIONS:
+        columns += [("cls", pa.list_(pa.float32())), ("mean", pa.list_(pa.float32()))]
+    return pa.schema(columns)
+
+
+FAILURE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
+
+
+class StoreFolder:
+    """A folder on any file system fsspec knows; local writes are synced and renamed, remote ones are put whole."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(path)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"cannot open {self.url}: {error}") from None
+        self.local = Path(self.root) if "file" in _protocols(self.fs) else None
+
+    def _join(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            content: bytes = self.fs.cat_file(self._join(name))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        return content
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        if self.local is None:
+            self.fs.pipe_file(self._join(name), bytes(content))
+            return
+        target = self.local / name
+        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
+            raise WorkError(
+                f"could not write {target}: {what}; what was committed is intact, and the same command goes on"
+            ) from None
+
+    def shards(self, table: str) -> list[dict[str, Any]]:
+        """Name, size and time of change of every committed shard of a table, in order."""
+        self.fs.invalidate_cache()
+        try:
+            entries = self.fs.ls(self._join(table), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = []
+        for entry in entries:
+            name = entry["name"].rsplit("/", 1)[-1]
+            if name.startswith("part-") and name.endswith(".parquet"):
+                changed = entry.get("mtime") or entry.get("LastModified") or entry.get("ETag") or entry.get("updated")
+                found.append({"name": name, "size": entry["size"], "changed": str(changed)})
+        return sorted(found, key=lambda shard: str(shard["name"]))
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        with self.fs.open(self._join(name), "rb") as file:
+            try:
+                return pq.read_table(file, columns=columns)
+            except pa.ArrowInvalid as error:
+                raise WorkError(
+                    f"{self.url}/{name} is damaged ({error}); restore it, or delete it and embed again"
+                ) from None
+
+    def manifest(self) -> Manifest | None:
+        content = self.read("manifest.json")
+        if content is None:
+            return None
+        try:
+            values = json.loads(content)
+            version = values["schema_version"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{self.url}/manifest.json is not the manifest of a store") from None
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{self.url} has store version {version} and this lvmae reads version "
+                f"{SCHEMA_VERSION}; use the lvmae that wrote it"
+            )
+        known = {field.name for field in fields(Manifest)}
+        try:
+            return Manifest(**{key: value for key, value in values.items() if key in known})
+        except TypeError:
+            raise InputError(f"{self.url}/manifest.json lacks entries of a store's manifest") from None
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
+    """(…, D) of any float type -> float32 of unit length; a zero vector stays zero."""
+    values = np.asarray(embeddings, dtype=np.float32)
+    norm = np.sqrt(np.einsum("...d,...d->...", values, values))[..., None]
+    unit: np.ndarray = np.divide(values, norm, out=np.zeros_like(values), where=norm > 0)
+    return unit
+
+
+def shard_number(name: str) -> int | None:
+    digits = name.removeprefix("part-").removesuffix(".parquet")
+    return int(digits) if digits.isdigit() else None

@@ -1,0 +1,273 @@
+"""Reading a store: any window of any video, as a view on a memory map."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lvmae.errors import InputError, WorkError
+from lvmae.store.format import REPRESENTATIONS, Failure, StoreFolder, VideoRecord, l2_normalize, shard_number
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One mapped shard: its batch, and views on the buffers that windows are cut from."""
+
+    batch: pa.RecordBatch
+    offsets: np.ndarray
+    values: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class EmbeddingStore(Sequence[VideoRecord]):
+    """Random access to a store's videos without loading it; `store[i]` is the i-th video.
+
+    Pickles to its path alone and maps its shards on first use, so that each worker process opens its own.
+
+    Raises:
+        InputError: there is no store, it is of another version, or it holds no video.
+        WorkError: a shard is missing or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._folder = StoreFolder(path)
+        self.path = self._folder.url
+        manifest = self._folder.manifest()
+        if manifest is None:
+            raise InputError(
+                f"{self.path} is not a store (it has no manifest.json); make one with `lvmae embed` or `lvmae import`"
+            )
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | EmbeddingStore) -> EmbeddingStore:
+        """Opens the store at a path or URL and checks that it holds videos; an open store is returned as it is."""
+        if isinstance(path, EmbeddingStore):
+            return path
+        store = cls(path)
+        if len(store) == 0:
+            raise InputError(f"{store.path} holds no video yet; see `lvmae inspect {store.path}` for what failed")
+        return store
+
+    def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[str]]:
+        return type(self), (self.path,)
+
+    @property
+    def dim(self) -> int:
+        """Width D of one embedding."""
+        return self.manifest.dim
+
+    @property
+    def space_id(self) -> str:
+        """Names the embedding space."""
+        return self.manifest.space_id
+
+    @property
+    def kind(self) -> str:
+        """`embeddings` or `representations`."""
+        return self.manifest.kind
+
+    @cached_property
+    def _shards(self) -> list[_Shard]:
+        names = self._folder.shards("data")
+        numbers = [number for shard in names if (number := shard_number(shard["name"])) is not None]
+        missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
+        if missing:
+            raise WorkError(
+                f"{self.path} has lost data/part-{missing[0]:08d}.parquet; restore it, or embed into a new store"
+            )
+        return [self._map(shard) for shard in names]
+
+    def _map(self, shard: dict[str, Any]) -> _Shard:
+        cached = _cache_file(self._folder, shard)
+        if not cached.exists():
+            table = self._folder.table(f"data/{shard['name']}").combine_chunks()
+            _write_arrow(table, cached)
+        batch = pa.ipc.open_file(pa.memory_map(str(cached))).get_batch(0)
+        column = batch.column("embeddings")
+        if column.type.value_type.list_size != self.dim:
+            raise WorkError(f"{self.path}/data/{shard['name']} does not have the width {self.dim} of its manifest")
+        return _Shard(
+            batch=batch,
+            offsets=column.offsets.to_numpy(),
+            values=column.values.values.to_numpy(zero_copy_only=True).reshape(-1, self.dim),
+            starts=batch.column("starts").values.to_numpy(),
+            ends=batch.column("ends").values.to_numpy(),
+        )
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.cumsum([0, *(shard.batch.num_rows for shard in self._shards)])
+
+    def _column(self, name: str) -> list[Any]:
+        return [value for shard in self._shards for value in shard.batch.column(name).to_pylist()]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The videos' ids, in order."""
+        return self._column("id")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(V,) segments a video."""
+        return np.concatenate([np.diff(shard.offsets) for shard in self._shards] or [np.empty(0)]).astype(np.int64)
+
+    @cached_property
+    def durations(self) -> np.ndarray:
+        """(V,) seconds a video."""
+        return np.array(self._column("duration"), np.float64)
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Inputs that could not be embedded, the last reason each; one that succeeded later is not among them."""
+        rows: dict[str, Failure] = {}
+        for shard in self._folder.shards("failures"):
+            for row in self._folder.table(f"failures/{shard['name']}").to_pylist():
+                rows[row["id"]] = Failure(**row)
+        done = set(self.ids)
+        return [failure for key, failure in rows.items() if key not in done]
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def _locate(self, index: int) -> tuple[_Shard, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        index %= len(self)
+        which = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._shards[which], index - int(self._firsts[which])
+
+    @overload
+    def __getitem__(self, index: int) -> VideoRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[VideoRecord]: ...
+    def __getitem__(self, index: int | slice) -> VideoRecord | list[VideoRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        shard, row = self._locate(int(index))
+        first, last = shard.offsets[row], shard.offsets[row + 1]
+        pooled = {}
+        if self.kind == REPRESENTATIONS:
+            pooled = {name: np.array(shard.batch.column(name)[row].as_py(), np.float32) for name in ("cls", "mean")}
+        return VideoRecord(
+            id=shard.batch.column("id")[row].as_py(),
+            source=shard.batch.column("source")[row].as_py(),
+            duration=shard.batch.column("duration")[row].as_py(),
+            starts=shard.starts[first:last],
+            ends=shard.ends[first:last],
+            embeddings=shard.values[first:last],
+            **pooled,
+        )
+
+    def embeddings(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """(L, D) float16: segments `start` to `stop` of a video, a view on the memory map."""
+        shard, row = self._locate(int(index))
+        first, last = int(shard.offsets[row]), int(shard.offsets[row + 1])
+        stop = last - first if stop is None else stop
+        if not 0 <= start <= stop <= last - first:
+            raise IndexError(f"segments {start} to {stop} of {last - first}")
+        return shard.values[first + start : first + stop]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {video: place for place, video in enumerate(self.ids)}
+
+    def index(self, video_id: str) -> int:  # type: ignore[override]
+        """The place of a video by its id. Raises KeyError if it is absent."""
+        return self._places[video_id]
+
+    def _pooled(self, name: str) -> np.ndarray:
+        flat = [shard.batch.column(name).flatten().to_numpy() for shard in self._shards]
+        return np.concatenate(flat).reshape(len(self), self.dim)
+
+    @cached_property
+    def cls_features(self) -> np.ndarray:
+        """(V, D) float32: [CLS] of every video; representations only."""
+        if self.kind != REPRESENTATIONS:
+            raise InputError(
+                f"{self.path} holds raw embeddings, which have no [CLS]; compute representations with `lvmae represent`"
+            )
+        return self._pooled("cls")
+
+    @cached_property
+    def mean_features(self) -> np.ndarray:
+        """(V, D) float32: the mean of a video's token features, or of its L2-normalised embeddings."""
+        if self.kind == REPRESENTATIONS:
+            return self._pooled("mean")
+        return np.stack([l2_normalize(self.embeddings(i)).mean(axis=0) for i in range(len(self))])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the space, ids, lengths and one embedding a video: changes with the content, not when it is copied."""
+        digest = hashlib.sha256(f"{self.space_id}\0{self.dim}\0{self.kind}".encode())
+        order = sorted(range(len(self)), key=self.ids.__getitem__)
+        for place in order:
+            row = self.embeddings(place)
+            digest.update(f"{self.ids[place]}\0{len(row)}\0".encode())
+            digest.update(row[len(row) // 2].tobytes())
+        return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where memory maps and unpacked weights are kept: `$LVMAE_CACHE`, or `~/.cache/lvmae`. Safe to delete."""
+    return Path(os.environ.get("LVMAE_CACHE") or Path.home() / ".cache" / "lvmae")
+
+
+def _cache_file(folder: StoreFolder, shard: dict[str, Any]) -> Path:
+    where = str(folder.local.resolve()) if folder.local else folder.url
+    key = f"{where}\0{shard['name']}\0{shard['size']}\0{shard['changed']}"
+    return cache_folder() / "stores" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+
+
+def _write_arrow(table: pa.Table, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=max(1, table.num_rows))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(
+            f"could not write the memory map {target}: {error}; point LVMAE_CACHE to a disk with room"
+        ) from None
+
+
+def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The rows of any Parquet file, a dict each, lists as numpy arrays (nested lists of equal length as 2-D arrays).
+
+    Raises:
+        InputError: the file is not Parquet.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{os.fspath(path)} cannot be read as Parquet: {error}") from None
+    for batch in file.iter_batches(batch_size=64):
+        for row in range(batch.num_rows):
+            yield {name: _plain(batch.column(name)[row]) for name in batch.schema.names}
+
+
+def _plain(scalar: Any) -> Any:
+    if not isinstance(scalar, pa.ListScalar | pa.FixedSizeListScalar | pa.LargeListScalar) or scalar.values is None:
+        return scalar.as_py()
+    values = scalar.values
+    if isinstance(values, pa.FixedSizeListArray):
+        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    if isinstance(values, pa.ListArray | pa.LargeListArray):
+        widths = set(np.diff(values.offsets.to_numpy()).tolist())
+        if len(widths) == 1:
+            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+        return [np.asarray(item) for item in values.to_pylist()]
+    return values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,225 @@
+"""Writing a store: append, commit, go on after any crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from lvmae.errors import InputError
+from lvmae.store.format import (
+    CARD,
+    FAILURE_SCHEMA,
+    REPRESENTATIONS,
+    Failure,
+    Manifest,
+    StoreFolder,
+    VideoRecord,
+    data_schema,
+    shard_number,
+)
+
+
+class StoreWriter:
+    """Adds videos to a store, new or begun; whatever was committed stays and is listed in `done`.
+
+    Use it as a context manager: leaving it commits, also when an exception or Ctrl-C is on its way.
+
+    Raises:
+        InputError: another process writes to this store, or what is on disk has another space, width, kind or segment rule.
+        WorkError: a shard could not be written (disk full, no permission).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        manifest: Manifest,
+        *,
+        shard_bytes: int = 64 << 20,
+        flush_seconds: float = 30.0,
+    ) -> None:
+        self.manifest = manifest
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self._folder = StoreFolder(path)
+        self._shard_bytes, self._flush_seconds = shard_bytes, flush_seconds
+        self._rows: list[VideoRecord] = []
+        self._failures: list[Failure] = []
+        self._bytes = 0
+        self._committed_at = time.monotonic()
+        self._lock: FileLock | None = None
+        self._open()
+
+    def _open(self) -> None:
+        folder = self._folder
+        if folder.local is not None:
+            self._take(folder.local)
+        try:
+            existing = folder.manifest()
+            if existing is None:
+                card = CARD.format(
+                    kind=self.manifest.kind.capitalize(), dim=self.manifest.dim, space_id=self.manifest.space_id
+                )
+                folder.write("README.md", card.encode())
+                folder.write("manifest.json", json.dumps(asdict(self.manifest), indent=2).encode())
+            else:
+                self._must_match(existing)
+            for shard in folder.shards("data"):
+                self.done.update(folder.table(f"data/{shard['name']}", ["id"])["id"].to_pylist())
+            for shard in folder.shards("failures"):
+                for row in folder.table(f"failures/{shard['name']}").to_pylist():
+                    self.failed[row["id"]] = row["reason"]
+            self.failed = {key: reason for key, reason in self.failed.items() if key not in self.done}
+        except BaseException:
+            self.close()
+            raise
+        self._next = {table: _next_number(folder.shards(table)) for table in ("data", "failures")}
+
+    def _take(self, local: Path) -> None:
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{local} is a file; a store is a folder, so choose another place") from None
+        except PermissionError:
+            raise InputError(f"no permission to write to {local}; choose another place for the store") from None
+        if not (local / "manifest.json").exists() and any(
+            p.name not in (".lock", "README.md") for p in local.iterdir()
+        ):
+            raise InputError(f"{local} is not empty and holds no store; choose another place, or empty it")
+        self._lock = FileLock(local / ".lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            self._lock = None
+            raise InputError(
+                f"another process is writing to {local}; wait for it to end, or choose another place"
+            ) from None
+        for leftover in local.glob("**/.tmp-*"):
+            leftover.unlink(missing_ok=True)
+
+    def _must_match(self, existing: Manifest) -> None:
+        for name, what in (
+            ("kind", "kind"),
+            ("space_id", "embedding space"),
+            ("dim", "width"),
+            ("segments", "segment rule"),
+            ("run", "run"),
+        ):
+            here, wanted = getattr(existing, name), getattr(self.manifest, name)
+            if here != wanted:
+                raise InputError(
+                    f"{self._folder.url} holds {what} {here!r}, not {wanted!r}; two never mix: choose another store"
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.commit()
+        finally:
+            self.close()
+
+    def add(self, record: VideoRecord) -> None:
+        """Takes one video; it is on disk after the next commit.
+
+        Raises:
+            ValueError: shapes that disagree, values that are not finite or do not fit float16, an id that is there.
+        """
+        row = self._checked(record)
+        self._rows.append(row)
+        self.done.add(row.id)
+        self._bytes += row.embeddings.nbytes
+        self._commit_if_due()
+
+    def fail(self, id: str, path: str, reason: str) -> None:
+        """Records an input that could not be embedded."""
+        self._failures.append(Failure(id, path, reason))
+        self.failed[id] = reason
+        self._commit_if_due()
+
+    def _commit_if_due(self) -> None:
+        if self._bytes >= self._shard_bytes or time.monotonic() - self._committed_at >= self._flush_seconds:
+            self.commit()
+
+    def _checked(self, record: VideoRecord) -> VideoRecord:
+        values = np.asarray(record.embeddings)
+        length = len(record.starts)
+        if record.id in self.done:
+            raise ValueError(f"{record.id!r} is in the store already")
+        if values.ndim != 2 or values.shape[1] != self.manifest.dim:
+            raise ValueError(
+                f"{record.id!r} has embeddings of shape {values.shape}, not (segments, {self.manifest.dim})"
+            )
+        if not length or not length == len(record.ends) == len(values):
+            raise ValueError(f"{record.id!r} has {len(values)} embeddings, {length} starts and {len(record.ends)} ends")
+        with np.errstate(over="ignore"):
+            half = np.ascontiguousarray(values, dtype=np.float16)
+        if not np.isfinite(half).all():
+            what = "do not fit float16 (65504 at most)" if np.isfinite(values).all() else "are not finite"
+            raise ValueError(f"{record.id!r} has values that {what}")
+        if self.manifest.kind == REPRESENTATIONS:
+            for name in ("cls", "mean"):
+                pooled = getattr(record, name)
+                if pooled is None or np.shape(pooled) != (self.manifest.dim,):
+                    raise ValueError(f"{record.id!r} lacks its {name} feature of width {self.manifest.dim}")
+        return replace(record, embeddings=half)
+
+    def commit(self) -> None:
+        """Writes what is buffered as one shard a table; afterwards it is safe from any crash."""
+        self._committed_at = time.monotonic()
+        if self._rows:
+            self._write("data", _rows_to_table(self._rows, self.manifest))
+            self._rows, self._bytes = [], 0
+        if self._failures:
+            columns = [[getattr(f, name) for f in self._failures] for name in FAILURE_SCHEMA.names]
+            self._write("failures", pa.table(columns, schema=FAILURE_SCHEMA))
+            self._failures = []
+
+    def _write(self, table: str, rows: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        # Dictionaries cannot shrink embeddings and cost time; zstd takes about a tenth off.
+        pq.write_table(rows, sink, compression="zstd", compression_level=1, use_dictionary=False)
+        self._folder.write(f"{table}/part-{self._next[table]:08d}.parquet", memoryview(sink.getvalue()))
+        self._next[table] += 1
+
+    def close(self) -> None:
+        """Lets another writer in; does not commit."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _next_number(shards: list[dict[str, Any]]) -> int:
+    return max((number for shard in shards if (number := shard_number(shard["name"])) is not None), default=-1) + 1
+
+
+def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
+    lengths = np.array([len(row.embeddings) for row in rows])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    flat = pa.array(np.concatenate([row.embeddings.reshape(-1) for row in rows]))
+    columns = {
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "source": pa.array([row.source for row in rows], pa.string()),
+        "duration": pa.array([float(row.duration) for row in rows], pa.float64()),
+        "starts": pa.ListArray.from_arrays(
+            offsets, pa.array(np.concatenate([row.starts for row in rows]), pa.float64())
+        ),
+        "ends": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.ends for row in rows]), pa.float64())),
+        "embeddings": pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, manifest.dim)),
+    }
+    if manifest.kind == REPRESENTATIONS:
+        for name in ("cls", "mean"):
+            columns[name] = pa.array(
+                [np.asarray(getattr(row, name), np.float32) for row in rows], pa.list_(pa.float32())
+            )
+    schema = data_schema(manifest)
+    return pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
