@@ -1,0 +1,65 @@
+"""Windows -> batches with no padding, and the order of an epoch's batches.
+
+A packed batch holds all real tokens of its sequences in one row, (1, N, D), with the sequences' lengths beside it. Lengths stay
+Python integers: what is planned from them needs no copy from the device. Price: nothing is padded; one concatenation a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvmae.sequences.dataset import Window
+
+
+def collate_packed(windows: Sequence[Window]) -> dict[str, Any]:
+    """B windows -> the keyword arguments of `LVMAEForPreTraining`: inputs_embeds (1, N, D) float32, lengths (B ints),
+    bool_masked_pos (1, N), num_visible (B ints)."""
+    return {
+        "inputs_embeds": torch.from_numpy(np.concatenate([window.embeddings for window in windows]))[None],
+        "lengths": [len(window.masked) for window in windows],
+        "bool_masked_pos": torch.from_numpy(np.concatenate([window.masked for window in windows]))[None],
+        "num_visible": [int(len(window.masked) - window.masked.sum()) for window in windows],
+    }
+
+
+def pad(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """B tensors (L, …) -> (B, S, …) with zeros behind, and attention_mask (B, S): 1 is real."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
+
+
+def unpad(padded: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """(B, S, …) and attention_mask (B, S) -> all real tokens in one row (N, …), and the lengths. Inverse of `pad`."""
+    real = attention_mask.bool()
+    return padded[real], real.sum(dim=1).tolist()
+
+
+def epoch_batches(count: int, epoch: int, seed: int, batch_size: int) -> list[list[int]]:
+    """The items of an epoch in an order drawn from (seed, epoch), in batches; the last one may be smaller.
+
+    Nothing is dropped: every item comes once.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+
+
+def token_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int) -> list[list[int]]:
+    """Sequences grouped by length, longest first, into batches of at most `max_tokens` tokens, for inference.
+
+    A sequence longer than `max_tokens` is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    held = max_tokens
+    for place in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        length = int(lengths[place])
+        if not batches or held + length > max_tokens:
+            batches.append([])
+            held = 0
+        batches[-1].append(place)
+        held += length
+    return batches
