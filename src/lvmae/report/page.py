@@ -1,9 +1,9 @@
 """The report page: what it draws, as plain data, and `render`, which writes it.
 
-The page is one file. Its text is escaped by Jinja; what its script needs lies in JSON blocks, one for the store and two a
-video (its segments and its pictures), which are parsed only when that video is opened: so a page with a film of two hours opens
-at once. A content security policy names the hash of the page's one script and allows no address at all, so that neither a
-caption nor an accident can make the page load or run anything.
+The page is one file. Its text is escaped by Jinja; what its script needs lies in JSON blocks, one for the store and two
+a video (its segments and its pictures), which are parsed only when that video is opened: so a page with a film of two
+hours opens at once. A content security policy names the hash of the page's one script and allows no address at all, so
+that neither a caption nor an accident can make the page load or run anything.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class Picture:
 class VideoData:
     """One video with L segments; every list below has an entry a segment.
 
-    `reconstruction` and `floor` are cosines with the true embedding (None: never hidden), `masked` marks the segments of the
-    scored mask, `novelty` is one minus the cosine with the segment before (None for the first). `captions` are the segment's own,
-    as positions in `ReportData.texts`; `from_original` and `from_reconstruction` are the texts retrieved, best first, with scores.
+    `reconstruction` and `floor` are cosines with the true embedding (None: never hidden), `masked` marks the segments
+    of the scored mask, `novelty` is one minus the cosine with the segment before (None for the first). `captions` are
+    the segment's own, as positions in `ReportData.texts`; `from_original` and `from_reconstruction` are the texts
+    retrieved, best first, with scores.
     """
 
     id: str
@@ -73,9 +74,9 @@ class VideoData:
 class ReportData:
     """Everything on the page.
 
-    `facts` are (name, value) pairs for the head of the page, `scores` the table of the reading, `tables` any others (a probe),
-    `loss_png` the training curve. `moments` maps a position in `texts` to its best (video, segment, score), best first: what the
-    search box can find. `notes` say what was left out, and why.
+    `facts` are (name, value) pairs for the head of the page, `scores` the table of the reading, `tables` any others (a
+    probe), `loss_png` the training curve. `moments` maps a position in `texts` to its best (video, segment, score), the
+    best first: what the search box can find. `notes` say what was left out, and why.
     """
 
     title: str
@@ -102,19 +103,25 @@ def render(data: ReportData, out: str | Path, *, max_bytes: int = MAX_BYTES) -> 
     store = _json_block(
         "store",
         {
-            "videos": [{"id": video.id, "duration": video.duration, "segments": len(video.starts)} for video in data.videos],
+            "videos": [
+                {"id": video.id, "duration": video.duration, "segments": len(video.starts)} for video in data.videos
+            ],
             "texts": list(data.texts),
             "textsAre": data.texts_are,
             "moments": {text: [[v, s, round(score, 3)] for v, s, score in hits] for text, hits in data.moments.items()},
             "surprises": _surprises(data.videos),
         },
     )
-    room = max_bytes - sum(map(len, segments)) - len(store) - len(style) - len(script) - len(data.loss_png or b"") * 4 // 3
+    room = (
+        max_bytes - sum(map(len, segments)) - len(store) - len(style) - len(script) - len(data.loss_png or b"") * 4 // 3
+    )
     kept, left_out = _fit_pictures([list(video.pictures) for video in data.videos], room)
     notes = list(data.notes)
     if left_out:
         total = left_out + sum(map(len, kept))
-        notes.append(f"{left_out} of {total} pictures were left out to keep this page under {max_bytes / (1 << 20):.0f} MB.")
+        notes.append(
+            f"{left_out} of {total} pictures were left out to keep this page under {max_bytes / (1 << 20):.0f} MB."
+        )
     pictures = [
         _json_block(f"pictures-{i}", [[round(p.time, 2), base64.b64encode(p.jpeg).decode("ascii")] for p in those])
         for i, those in enumerate(kept)
