@@ -51,7 +51,7 @@ class DurationSampling:
         if self.max_seconds is not None:
             most = min(most, self.max_seconds)
         duration = generator.uniform(min(self.min_seconds, most), most)
-        length = min(max(int(duration / seconds), shortest), available)
+        length = min(max(round(duration / seconds), shortest), available)
         return int(generator.integers(available - length + 1)), length
 
 

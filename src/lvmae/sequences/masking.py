@@ -37,7 +37,8 @@ def shortest_maskable(ratio: float) -> int:
 
 def similarity_to_previous(embeddings: np.ndarray) -> np.ndarray:
     """(L, D) unit vectors -> (L - 1,) cosine of segments 1..L-1 with the segment before."""
-    return np.einsum("ld,ld->l", embeddings[1:], embeddings[:-1])
+    cosine: np.ndarray = np.einsum("ld,ld->l", embeddings[1:], embeddings[:-1])
+    return cosine
 
 
 def random_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,94 @@
+"""Masks on short sequences, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvmae.errors import InputError
+from lvmae.sequences import STRATEGIES, mask_segments, shortest_maskable
+from lvmae.store import l2_normalize
+
+RNG = np.random.default_rng(0)
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+# Steps to the segment before: 10, 80, 5, 40, 1 degrees.
+WALK = on_circle(0, 10, 90, 95, 135, 136)
+
+
+def test_semantic_masks_the_moments_of_change() -> None:
+    assert mask_segments("semantic", WALK, 0.5, RNG).tolist() == [False, True, True, False, True, False]
+    assert mask_segments("semantic", WALK, 0.2, RNG).tolist() == [False, False, True, False, True, False]
+    assert mask_segments("semantic", WALK, 0.1, RNG).tolist() == [False, False, True, False, False, False]
+
+
+def test_redundant_masks_what_stays_the_same() -> None:
+    assert mask_segments("redundant", WALK, 0.5, RNG).tolist() == [False, True, False, True, False, True]
+
+
+def test_the_first_segment_stays_visible_at_any_ratio() -> None:
+    for strategy in ("semantic", "redundant", "semantic-sampled"):
+        assert mask_segments(strategy, WALK, 0.95, RNG).tolist() == [False] + [True] * 5
+
+
+def test_ties_go_to_the_earlier() -> None:
+    square = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
+    assert mask_segments("semantic", square, 0.5, RNG).tolist() == [False, True, True, False]
+
+
+@given(
+    length=st.integers(2, 300),
+    ratio=st.floats(0.01, 0.99),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    seed=st.integers(0, 99),
+)
+def test_the_count_is_the_papers(length: int, ratio: float, strategy: str, seed: int) -> None:
+    embeddings = l2_normalize(np.random.default_rng(seed).normal(size=(length, 3)))
+    masked = mask_segments(strategy, embeddings, ratio, np.random.default_rng(seed))
+    visible = int(length * (1 - ratio))
+    if strategy != "random":
+        visible = max(visible, 1)
+    assert (~masked).sum() == visible
+    assert masked.dtype == bool
+
+
+def test_random_masks_are_uniform_and_seeded() -> None:
+    generator = np.random.default_rng(1)
+    share = np.mean([mask_segments("random", WALK, 0.4, generator) for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(share, 3 / 6, atol=0.03)
+    again = [mask_segments("random", WALK, 0.4, np.random.default_rng(5)).tolist() for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_temperature_goes_from_semantic_to_uniform() -> None:
+    generator = np.random.default_rng(2)
+
+    def share(temperature: float) -> np.ndarray:
+        draws = [mask_segments("semantic-sampled", WALK, 0.5, generator, temperature=temperature) for _ in range(3000)]
+        return np.mean(draws, axis=0)
+
+    np.testing.assert_array_equal(share(1e-6), mask_segments("semantic", WALK, 0.5, generator))
+    np.testing.assert_allclose(share(1e6), [0, 0.6, 0.6, 0.6, 0.6, 0.6], atol=0.03)
+    middle = share(0.5)
+    assert middle[2] > middle[4] > middle[5]
+
+
+def test_unknown_names_and_ratios() -> None:
+    with pytest.raises(InputError, match="no mask 'tubes'; choose one of random, semantic"):
+        mask_segments("tubes", WALK, 0.5, RNG)
+    with pytest.raises(InputError, match="not between 0 and 1"):
+        shortest_maskable(1.0)
+    with pytest.raises(InputError, match="not positive"):
+        mask_segments("semantic-sampled", WALK, 0.5, RNG, temperature=0.0)
+
+
+@pytest.mark.parametrize(("ratio", "shortest"), [(0.4, 2), (0.5, 2), (0.6, 3), (0.75, 4), (0.1, 2)])
+def test_shortest_sequence_worth_masking(ratio: float, shortest: int) -> None:
+    assert shortest_maskable(ratio) == shortest
