@@ -26,7 +26,7 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SUBTITLES = (".srt", ".vtt")
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:[.,]\d+)?)")
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000> and the {\an8} of SRT
-_VTT_BLOCKS = ("WEBVTT", "NOTE", "STYLE", "REGION")
+_NO_CUE = re.compile(r"(WEBVTT|NOTE|STYLE|REGION)(\s|$)")
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ def _read_subtitles(path: Path, video: str) -> Iterator[Caption]:
         while number < len(lines) and lines[number].strip():
             number += 1
         block = lines[first:number]
+        if vtt and _NO_CUE.match(block[0]):
+            continue
         arrow = next((i for i, line in enumerate(block[:2]) if "-->" in line), None)
         if arrow is None:
-            if vtt and block[0].startswith(_VTT_BLOCKS):
-                continue
             raise InputError(
                 f"{path}, line {first + 1}: expected a subtitle's times, like 00:00:01,000 --> 00:00:04,000"
             )

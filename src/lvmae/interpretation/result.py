@@ -1,0 +1,261 @@
+"""`interpret`: from a run and a store to numbers, readings and the report page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvmae.captions import Caption, captions_by_video, load_captions
+from lvmae.errors import InputError, WorkError
+from lvmae.interpretation.reading import INTERPOLATION, KINDS, MEAN, RECONSTRUCTION, Reader, masked_windows
+from lvmae.interpretation.texts import Texts
+from lvmae.model import LVMAEForPreTraining
+from lvmae.progress import progress
+from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
+from lvmae.store import EMBEDDINGS, EmbeddingStore
+
+_SHOWN_SEGMENTS = 20_000  # on a page, at most
+
+
+@dataclass
+class Interpretation:
+    """Numbers over a store and readings of its videos.
+
+    `metrics` is plain data: `cosine` of each kind of embedding with the hidden original ("reconstruction" and the two floors),
+    and `retrieval` (captions given) or `words` (the encoder's vocabulary), None where there are no texts. `videos` are those
+    shown on the page; positions in their lists of texts refer to `texts`. `moments` maps a text to its best (video, segment,
+    cosine). `notes` say what was left out.
+    """
+
+    metrics: dict[str, Any]
+    videos: list[VideoData]
+    texts: list[str] = field(default_factory=list)
+    moments: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> ScoreTable:
+        """The numbers, a row a kind of embedding."""
+        cosine, retrieval, words = (self.metrics[name] for name in ("cosine", "retrieval", "words"))
+        columns, note = ["embedding", "cosine"], f"{self.metrics['masked']:,} hidden segments. "
+        rows: list[list[str | float | int | None]] = [[kind, cosine[kind]] for kind in KINDS]
+        if retrieval:
+            names = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "median rank", "agreement": "agreement"}
+            note += (
+                f"Recall and rank of the own caption of {retrieval['queries']:,} of them among "
+                f"{retrieval['captions']:,} distinct captions; agreement is the cosine between the retrieved caption's "
+                "text and the true one's."
+            )
+        elif words:
+            names = {"same": "same word", "agreement": "agreement"}
+            note += (
+                f"Their nearest of {words['vocabulary']:,} words: how often it is the original's, and the cosine between "
+                "the two words' texts."
+            )
+        else:
+            names = {}
+        columns += names.values()
+        for row in rows:
+            row += [(retrieval or words)[row[0]][name] for name in names]
+        return ScoreTable("What the hidden segments read as", columns, rows, note.strip())
+
+    def to_markdown(self) -> str:
+        """The table of numbers with its note."""
+        table = self.table()
+        lines = [table.columns, [":--", *["--:"] * (len(table.columns) - 1)]]
+        lines += [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return "\n\n".join([text, table.note, *self.notes]) + "\n"
+
+    def report(self, *, tables: Sequence[ScoreTable] = (), loss_png: bytes | None = None) -> ReportData:
+        """What the page draws."""
+        m = self.metrics
+        lead = (
+            f"Of each video, {m['ratio']:.0%} was hidden and reconstructed from the rest: {m['masked']:,} of "
+            f"{m['segments']:,} segments, at a mean cosine of {m['cosine'][RECONSTRUCTION]:.3f} with what was there. "
+            f"Interpolating the visible neighbours gives {m['cosine'][INTERPOLATION]:.3f}, their mean {m['cosine'][MEAN]:.3f}."
+        )
+        facts = [
+            ("run", m["run"]),
+            ("store", m["store"]),
+            ("encoder", m["encoder"]),
+            ("encoder's licence", m["licence"]),
+            ("mask", f"{m['mask']}, {m['ratio']:.0%}"),
+            ("videos", f"{m['videos']:,}"),
+        ]
+        return ReportData(
+            title=Path(m["store"]).name,
+            lead=lead,
+            facts=facts,
+            scores=self.table(),
+            videos=self.videos,
+            texts=self.texts,
+            moments=dict(self.moments),
+            tables=tables,
+            loss_png=loss_png,
+            texts_are="captions and words" if m["retrieval"] else "words",
+            notes=self.notes,
+        )
+
+
+def interpret(
+    run: str | Path,
+    store: str | Path | EmbeddingStore,
+    *,
+    captions: str | Path | Sequence[Caption] | None = None,
+    out: str | Path | None = None,
+    ratio: float = 0.4,
+    mask: str = "random",
+    seed: int = 0,
+    top_k: int = 5,
+    max_videos: int = 60,
+    pictures: int = 1000,
+    tables: Sequence[ScoreTable] = (),
+    device: str | None = None,
+    batch_tokens: int = 8192,
+) -> Interpretation:
+    """Masks, reconstructs and reads back the videos of a store.
+
+    Args:
+        run: folder of a trained model.
+        store: embeddings of the space the run was trained on.
+        captions: a caption file, captions, or None for the encoder's own vocabulary.
+        out: where to write the report page; None writes nothing.
+        ratio, mask, seed: share of segments hidden, strategy, and what fixes the masks.
+        top_k: texts retrieved for a segment.
+        max_videos: videos shown, evenly from the store; the numbers are over all of it.
+        pictures: pictures on the page, at most; they come from the videos' files where those are at hand.
+        tables: further tables for the page, such as a probe's.
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_tokens: segments in a batch, at most.
+
+    Raises:
+        InputError: no run, no store, of two spaces, captions that cannot be used, or no video long enough to hide a part of.
+        WorkError: the reconstructions are not finite.
+    """
+    store = EmbeddingStore.open(store)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = _load_model(run, store)
+    module: torch.nn.Module = model
+    module.to(place).eval()
+    notes: list[str] = []
+    by_video = None
+    if captions is not None:
+        loaded = load_captions(captions) if isinstance(captions, (str, Path)) else captions
+        by_video = captions_by_video(loaded, store.ids)
+    texts = Texts.read(store, by_video, place, notes)
+    shown = _choose(store.lengths, max_videos)
+    reader = Reader(model, store, texts, set(shown), top_k=top_k, device=place)
+    jobs = masked_windows(
+        store, set(shown), max_segments=model.config.max_segments, ratio=ratio, strategy=mask, seed=seed
+    )
+    reader.read(jobs, batch_tokens)
+    encoder = store.manifest.encoder
+    metrics = {
+        "run": str(run),
+        "store": str(store.path),
+        "space_id": store.space_id,
+        "encoder": str(encoder.get("name") or "unknown"),
+        "licence": str(encoder.get("licence") or "unknown"),
+        "mask": mask,
+        "ratio": ratio,
+        "seed": seed,
+        "videos": len(store),
+        "segments": int(store.lengths.sum()),
+        **reader.metrics(),
+    }
+    if reader.unhidden:
+        notes.append(f"{reader.unhidden} stretches were too short to hide {ratio:.0%} of them, and are not scored.")
+    if len(shown) < len(store):
+        notes.append(f"{len(shown)} of {len(store)} videos are shown; the numbers are over all of them.")
+    if out is not None:
+        reader.find_neighbours(batch_tokens)
+    page_texts, moments = texts.moments(store, shown)
+    if len(moments) < len(texts.names):
+        notes.append(f"The page can be searched by {len(moments):,} of {len(texts.names):,} texts.")
+    result = Interpretation(metrics, *_number_texts([reader.video(i) for i in shown], texts.names, page_texts, moments))
+    result.notes = notes
+    if out is not None:
+        _add_pictures(result, store, shown, pictures)
+        loss = Path(run) / "loss.png"
+        render(result.report(tables=tables, loss_png=loss.read_bytes() if loss.is_file() else None), out)
+    return result
+
+
+def _load_model(run: str | Path, store: EmbeddingStore) -> LVMAEForPreTraining:
+    """The autoencoder of a run, checked against the store."""
+    if store.kind != EMBEDDINGS:
+        raise InputError(f"{store.path} holds {store.kind}; give the store of embeddings that they were made from")
+    if not (Path(run) / "config.json").is_file() or not list(Path(run).glob("model*.safetensors")):
+        raise InputError(
+            f"{run} is not a run: it has no config.json and model.safetensors; make one with `lvmae pretrain`"
+        )
+    try:
+        model = LVMAEForPreTraining.from_pretrained(run, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = model.config
+    if config.space_id and config.space_id != store.space_id:
+        raise InputError(
+            f"{run} was trained on the space {config.space_id} and {store.path} is of {store.space_id}; "
+            "embed the videos with the encoder of the run, or train a run on this store"
+        )
+    if config.hidden_size != store.dim:
+        raise InputError(
+            f"{run} takes embeddings {config.hidden_size} wide and those of {store.path} are {store.dim} wide"
+        )
+    return model
+
+
+def _choose(lengths: np.ndarray, most: int) -> list[int]:
+    """Videos to show: `most` of them, evenly through the store, of `_SHOWN_SEGMENTS` segments together."""
+    chosen: list[int] = np.unique(
+        np.linspace(0, len(lengths) - 1, min(most, len(lengths))).round().astype(int)
+    ).tolist()
+    while len(chosen) > 1 and sum(int(lengths[i]) for i in chosen) > _SHOWN_SEGMENTS:
+        chosen = chosen[::2]
+    return chosen
+
+
+def _number_texts(
+    videos: list[VideoData], names: list[str], searchable: list[int], moments: dict[int, list[tuple[int, int, float]]]
+) -> tuple[list[VideoData], list[str], dict[int, list[tuple[int, int, float]]]]:
+    """Keeps the texts that the page needs, the searchable first, and renumbers all places to that list."""
+    new = {text: i for i, text in enumerate(searchable)}
+    for video in videos:
+        video.captions = [[new.setdefault(t, len(new)) for t in texts] for texts in video.captions]
+        for name in ("from_original", "from_reconstruction"):
+            found = getattr(video, name)
+            setattr(video, name, [[(new.setdefault(t, len(new)), score) for t, score in texts] for texts in found])
+    return videos, [names[text] for text in new], {new[text]: hits for text, hits in moments.items()}
+
+
+def _add_pictures(result: Interpretation, store: EmbeddingStore, shown: Sequence[int], most: int) -> None:
+    """Pictures from the videos' own files, evenly along them; a note where there are none, or not of every segment."""
+    every = math.ceil(sum(len(video.starts) for video in result.videos) / max(1, most))
+    try:
+        from lvmae.embedding.video import thumbnails
+    except ImportError:
+        result.notes.append("There are no pictures: PyAV, which reads video files, is not installed.")
+        return
+    missing: list[str] = []
+    for index, video in zip(shown, progress(result.videos, desc="pictures", unit="videos"), strict=True):
+        source = Path(store[index].source)
+        times = [(start + end) / 2 for start, end in zip(video.starts[::every], video.ends[::every], strict=True)]
+        try:
+            if not source.is_file():
+                raise WorkError("its file is not at hand")
+            video.pictures = [
+                Picture(t, jpeg) for t, jpeg in zip(times, thumbnails(source, times, 90), strict=True) if jpeg
+            ]
+        except WorkError as error:
+            missing.append(f"{video.id} ({error})")
+    if missing:
+        result.notes.append(f"{len(missing)} videos have no pictures; the first is {missing[0]}.")
+    if every > 1 and len(missing) < len(shown):
+        result.notes.append(f"A picture was taken of every {every} segments.")
