@@ -1,0 +1,197 @@
+"""Checkpoints that are either whole or not there.
+
+    checkpoints/step-00001200/
+      model.safetensors, config.json   a model like any other: `from_pretrained` reads it
+      optimizer.safetensors            AdamW's moments, `<moment>/<parameter>`
+      state.json                       the step, the length of metrics.jsonl, the loss scaler
+
+Each is written beside its place, brought to the disk and renamed. Nothing in it can execute code. Weights and moments are
+the full ones whatever the parallelism, so a run may go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import PreTrainedConfig
+
+from lvmae.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk. `state` is what `state.json` says: "step", "metrics_bytes" and what else was given."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+class Checkpoints:
+    """The checkpoints of a run, newest last; `keep` of them stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, snapshot: Snapshot, config: PreTrainedConfig, state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint for `state["step"]`, then removes the oldest.
+
+        Raises WorkError, with nothing half-written left behind, where the disk refuses it or the weights are not finite.
+        """
+        step = int(state["step"])
+        bad = next((name for name, tensor in snapshot.model.items() if not torch.isfinite(tensor).all()), None)
+        if bad is not None:
+            raise WorkError(
+                f"After step {step} the weights are no longer finite ({bad}): {self.kept()}; lower base_lr, set clip_norm=1, "
+                "or use precision=bf16 or fp32 in a new run."
+            )
+        target = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".{target.name}.partial"
+        try:
+            _remove(partial)
+            partial.mkdir(parents=True)
+            save_model(partial, config, snapshot.model)
+            save_file(snapshot.optimizer, partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps(dict(state), indent=1))
+            for file in partial.iterdir():
+                to_disk(file)
+            to_disk(partial)
+            _remove(target)
+            partial.rename(target)
+            to_disk(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise WorkError(
+                f"The checkpoint of step {step} could not be written to {self.folder} ({reason(error)}): {self.kept()}; make "
+                "room there and run the same command again to go on."
+            ) from error
+        for old in self._all()[: -self.keep]:
+            _remove(old)
+
+    def latest(self) -> tuple[Checkpoint | None, list[Path]]:
+        """The newest whole checkpoint, None where there is none at all, and the damaged ones that are newer.
+
+        Raises WorkError where there are checkpoints and all of them are damaged.
+        """
+        damaged: list[Path] = []
+        for path in reversed(self._all()):
+            try:
+                # A header is enough: it says how long the file has to be.
+                for name in ("model.safetensors", "optimizer.safetensors"):
+                    _check(path / name)
+                state = json.loads((path / "state.json").read_text())
+                return Checkpoint(path, {**state, "step": int(state["step"])}), damaged
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+                log.warning("The checkpoint %s is damaged (%s); the one before it is used.", path, reason(error))
+                damaged.append(path)
+        if damaged:
+            raise WorkError(
+                f"Every checkpoint in {self.folder} is damaged: restore one, or remove the folder to start the run again."
+            )
+        return None, damaged
+
+    def clean(self, damaged: list[Path]) -> None:
+        """Removes damaged checkpoints and what an interrupted save left."""
+        for path in [*damaged, *self.folder.glob(".*.partial")]:
+            _remove(path)
+
+    def kept(self) -> str:
+        """What an error says about where the run stands."""
+        there = self._all()
+        return f"the last good checkpoint is {there[-1].name}" if there else "there is no checkpoint yet"
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-????????"))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model's and its optimiser's tensors, whole and on the host; empty on every process but the first."""
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+    @classmethod
+    def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+        """Of a plain, compiled, DDP or FSDP model; every process has to call it."""
+        weights: dict[str, Any] = get_model_state_dict(model, options=_FULL)
+        moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FULL).get("state", {})  # type: ignore[assignment]
+        return cls(
+            {name: tensor.contiguous() for name, tensor in weights.items()},
+            {f"{moment}/{name}": tensor for name, of in moments.items() for moment, tensor in of.items()},
+        )
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's weights and moments back; every process has to call it. Hyper-parameters stay as they are."""
+    weights: dict[str, Any] = load_file(checkpoint.path / "model.safetensors")
+    set_model_state_dict(model, weights, options=_FULL)
+    moments: dict[str, Any] = {}
+    for key, tensor in load_file(checkpoint.path / "optimizer.safetensors").items():
+        moment, _, name = key.partition("/")
+        moments.setdefault(name, {})[moment] = tensor
+    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    state["state"] = moments
+    set_optimizer_state_dict(model, optimizer, state, options=_FULL)
+
+
+def save_model(folder: Path, config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes `config.json` and `model.safetensors`, each in one step. Raises OSError and SafetensorError."""
+    config.architectures = ["LVMAEForPreTraining"]
+    text, weights = folder / "config.json", folder / "model.safetensors"
+    beside = folder / ".config.json", folder / ".model.safetensors"
+    beside[0].write_text(config.to_json_string())
+    save_file(tensors, beside[1], metadata={"format": "pt"})
+    shutil.copymode(*beside)  # safetensors makes files that only their owner can read
+    to_disk(beside[1])
+    beside[0].replace(text)
+    beside[1].replace(weights)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file or a folder's entries have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        file.keys()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

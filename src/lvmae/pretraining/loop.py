@@ -1,0 +1,444 @@
+"""The pre-training loop (Naiman et al., Sec. 4), on accelerate.
+
+In: one or more embedding stores of one space, and a recipe. Out: a run folder. Price: nothing is computed on padding, and the
+device is waited for once in `log_every` steps.
+
+The data of a step are a function of (seed, step) alone, so a run that was killed and started again has the curves of one
+that was not, and the loss of a step is the mean over the masked tokens of its whole batch, however many processes and
+micro-batches share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, send_to_device
+from safetensors import SafetensorError
+
+from lvmae import recipes
+from lvmae.errors import InputError, WorkError
+from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.pretraining.card import draw_curves, model_card, verdict
+from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, reason, restore, save_model
+from lvmae.pretraining.data import MicroBatch, TrainingData
+from lvmae.pretraining.optimisation import adamw, learning_rate
+from lvmae.pretraining.run_folder import RunFolder, read_metrics, write_text
+from lvmae.pretraining.validation import Validation
+from lvmae.progress import progress
+from lvmae.recipes import Recipe
+from lvmae.store import EmbeddingStore, Manifest
+
+log = logging.getLogger(__name__)
+
+Stores = str | Path | EmbeddingStore | Sequence[str | Path | EmbeddingStore]
+
+
+class Stopped(WorkError):
+    """The run was asked to stop, and did so with a checkpoint. Exit code 130, as a shell gives it."""
+
+    exit_code = 130
+
+
+def pretrain(
+    store: Stores,
+    out: str | Path,
+    *,
+    recipe: str | Recipe = "base",
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
+) -> Path:
+    """Trains an LV-MAE on the videos of one or more stores; returns the run folder, `out`.
+
+    The same call goes on with a run that was interrupted, and returns at once from one that is finished. Works alone, and in
+    every process of `accelerate launch` or `torchrun`.
+
+    Args:
+        store: a store, its path, or several of one embedding space.
+        out: the run folder, made if need be.
+        recipe: a name of `lvmae.recipes.RECIPES`, or a `Recipe`.
+        settings: values that replace the recipe's, as themselves or as text.
+        resume: False refuses a folder that already holds a run.
+
+    Raises:
+        InputError: settings, stores or folder do not go together. WorkError: the training failed; what was done is kept.
+        Stopped: SIGINT or SIGTERM; a checkpoint was written.
+    """
+    chosen = recipes.named(recipe).with_settings(settings)
+    stores = _open(store)
+    data = TrainingData(stores, chosen)
+    config = _config(stores[0].manifest, chosen)
+    description = {"recipe": chosen.to_dict(), "stores": data.description}
+    folder = RunFolder(Path(out))
+    folder.check(description, resume=resume)
+    if (final := folder.finished) is not None:
+        log.info("%s is finished, after %d steps: there is nothing to do. %s", out, final["step"], verdict(final))
+        return folder.path
+    for warning in data.warnings:
+        log.warning(warning)
+    with _accelerator(chosen, folder.path) as accelerator:
+        accelerator.wait_for_everyone()  # all have looked at the folder before the first process writes to it
+        try:
+            _Training(
+                accelerator, folder=folder, recipe=chosen, config=config, data=data, description=description
+            ).run()
+        finally:
+            folder.close()
+    return folder.path
+
+
+@dataclass
+class _Recorded:
+    """A step whose figures are still on the device."""
+
+    step: int
+    lr: float
+    loss: torch.Tensor  # () this process's share of the step's loss
+    grad_norm: torch.Tensor | None  # ()
+
+
+class _Training:
+    """One run, from its last checkpoint to its end."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        folder: RunFolder,
+        recipe: Recipe,
+        config: LVMAEConfig,
+        data: TrainingData,
+        description: dict[str, Any],
+    ) -> None:
+        self.accelerator = accelerator
+        self.folder = folder
+        self.recipe = recipe
+        self.config = config
+        self.data = data
+        self.description = description
+        self.main = accelerator.is_main_process
+        self.world = accelerator.num_processes
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep)
+        self.total_steps = recipe.epochs * data.steps_per_epoch
+        self.warmup_steps = round(recipe.warmup_epochs * data.steps_per_epoch)
+        self.recorded: list[_Recorded] = []
+        self.last_loss = float("nan")
+        self.checked: dict[str, float] = {}
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = LVMAEForPreTraining(config)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        model.train()
+        optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def run(self) -> None:
+        """Trains to the end and exports the model. Raises WorkError and Stopped."""
+        step = self._resume()
+        validation = None
+        if self.data.validation:
+            size = -(-self.recipe.batch_size // (self.world * self.recipe.accumulation))
+            validation = Validation(self.data.validation, batch_size=size, loss=self.recipe.loss)
+        if self.warmup_steps >= self.total_steps:
+            log.warning(
+                "The warm-up is as long as the run: the learning rate only rises; set warmup_epochs below epochs."
+            )
+        saved_at = time.monotonic()
+        with self._bar(step) as bar, _requests_to_stop() as stop:
+            micro_batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
+            while step < self.total_steps:
+                self._step(step, [next(micro_batches) for _ in range(self.recipe.accumulation)])
+                step += 1
+                if bar is not None:
+                    bar.update(self.data.videos_in(step - 1))
+                epoch_done = step % self.data.steps_per_epoch == 0
+                look = epoch_done or step % self.recipe.log_every == 0
+                if look:
+                    self._record()
+                    if bar is not None:
+                        bar.set_postfix_str(self._standing(), refresh=False)
+                if validation and epoch_done and self._validates(step):
+                    self._validate(validation, step)
+                stopping, late = stop.is_set(), time.monotonic() - saved_at >= 60 * self.recipe.checkpoint_minutes
+                if self.world > 1:  # all or none; asked only where the device is waited for anyway
+                    stopping, late = self._any(stopping, late) if look else (False, False)
+                if stopping or late or step % self.recipe.checkpoint_every == 0 or step == self.total_steps:
+                    self._save(step)
+                    saved_at = time.monotonic()
+                if stopping and step < self.total_steps:
+                    raise Stopped(
+                        f"Stopped after step {step} of {self.total_steps}, with a checkpoint in {self.folder.path}: run the same "
+                        "command again to go on."
+                    )
+        self._finish()
+
+    def _bar(self, step: int) -> Any:
+        """The progress line, of the first process."""
+        if not self.main:
+            return contextlib.nullcontext()
+        return progress(
+            desc="pretrain",
+            unit="videos",
+            total=self.data.videos_until(self.total_steps),
+            initial=self.data.videos_until(step),
+        )
+
+    def _resume(self) -> int:
+        """Takes the folder and goes back to the last whole checkpoint; the number of steps it has seen."""
+        checkpoint, damaged = self.checkpoints.latest()
+        step = checkpoint.step if checkpoint else 0
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.folder.open(self.description, metrics_bytes=checkpoint.state["metrics_bytes"] if checkpoint else 0)
+            self.checkpoints.clean(damaged)
+        if checkpoint is not None:
+            restore(checkpoint, self.model, self.optimizer.optimizer)
+            if self.accelerator.scaler is not None and checkpoint.state["scaler"]:
+                self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+            if self.main:
+                log.info("Going on from step %d of %d.", step, self.total_steps)
+        self.accelerator.init_trackers(
+            "lvmae",
+            init_kwargs={
+                "tensorboard": {"purge_step": step + 1},
+                "wandb": {"dir": str(self.folder.path), "resume": "auto"},
+            },
+        )
+        return step
+
+    def _step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        """One optimiser step on this process's share of a batch."""
+        lr = learning_rate(
+            step, peak=self.recipe.learning_rate, warmup_steps=self.warmup_steps, total_steps=self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        masked = torch.tensor(float(sum(micro.masked for micro in micro_batches)), device=self.accelerator.device)
+        if self.world > 1:
+            masked = self.accelerator.reduce(masked, "sum")
+        loss = torch.zeros((), device=self.accelerator.device)
+        for k, micro in enumerate(micro_batches):
+            last = k == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self.model(**send_to_device(micro.inputs, self.accelerator.device, non_blocking=True))
+                # The batch's loss is a mean over all its masked tokens, so each part counts by its share of them; processes
+                # are then averaged, hence the factor.
+                part = output.loss * (micro.masked / masked)
+                self.accelerator.backward(part * self.world)
+                loss += part.detach()
+        norm = None
+        if self.recipe.clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.recorded.append(_Recorded(step + 1, lr, loss, norm))
+
+    def _record(self) -> None:
+        """Writes the steps since the last call. Raises WorkError where a loss is not finite."""
+        if not self.recorded:
+            return
+        losses = self.accelerator.reduce(torch.stack([r.loss for r in self.recorded]), "sum").tolist()
+        for recorded, loss in zip(self.recorded, losses, strict=True):
+            norm = None if recorded.grad_norm is None else float(recorded.grad_norm)
+            # With a loss scaler a step whose gradients overflow is skipped: that is how it finds its scale.
+            if not math.isfinite(loss) or (
+                norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None
+            ):
+                what = "loss" if not math.isfinite(loss) else "gradient"
+                raise WorkError(
+                    f"The {what} of step {recorded.step} is not finite: {self.checkpoints.kept()}; lower base_lr, set clip_norm=1, "
+                    "or use precision=bf16 or fp32 in a new run."
+                )
+            record = {"step": recorded.step, "epoch": self._epoch(recorded.step), "loss": loss, "lr": recorded.lr}
+            if norm is not None:
+                record["grad_norm"] = norm if math.isfinite(norm) else None
+            self._write(record)
+        self.last_loss = losses[-1]
+        self.recorded.clear()
+
+    def _validates(self, step: int) -> bool:
+        return step == self.total_steps or (step // self.data.steps_per_epoch) % self.recipe.validate_every == 0
+
+    def _validate(self, validation: Validation, step: int) -> None:
+        self.checked = validation.record(validation.score(self.model, self.accelerator))
+        self._write({"step": step, "epoch": self._epoch(step), **self.checked})
+
+    def _standing(self) -> str:
+        """What the progress line says beside rate and time left."""
+        if not self.checked:
+            return f"loss {self.last_loss:.4g}"
+        model, floor = self.checked["val_cosine"], self.checked["interpolation_cosine"]
+        return f"loss {self.last_loss:.4g}, held-out cosine {model:.3f} (interpolating {floor:.3f})"
+
+    def _save(self, step: int) -> None:
+        """Writes a checkpoint; every process has to call it."""
+        self._record()
+        snapshot = Snapshot.take(self.model, self.optimizer.optimizer)
+        if self.main:
+            scaler = self.accelerator.scaler
+            state = {
+                "step": step,
+                "metrics_bytes": self.folder.settle(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            self.checkpoints.save(snapshot, self.config, state)
+            draw_curves(read_metrics(self.folder.path), self.folder.path / "loss.png")
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        """Exports the model, the card and the curves, and closes the curves with the final figures."""
+        tensors = Snapshot.take(self.model, self.optimizer.optimizer).model
+        if not self.main:
+            return
+        records = read_metrics(self.folder.path)
+        final = {"event": "finished", "step": self.total_steps, "loss": [r for r in records if "loss" in r][-1]["loss"]}
+        check = next((r for r in reversed(records) if "val_loss" in r), None)
+        if check is not None:
+            final |= {key: value for key, value in check.items() if key not in ("step", "epoch")}
+            for floor in ("interpolation", "mean"):
+                final[f"beats_{floor}"] = check["val_cosine"] > check[f"{floor}_cosine"]
+        try:
+            save_model(self.folder.path, self.config, tensors)
+        except (OSError, SafetensorError) as error:
+            raise WorkError(
+                f"The model could not be written to {self.folder.path} ({reason(error)}): make room there and run the same command "
+                "again."
+            ) from error
+        draw_curves(records, self.folder.path / "loss.png")
+        card = model_card(self.description, self.config.to_dict(), final, self.parameters)
+        write_text(self.folder.path / "README.md", card)
+        self._write(final)
+        self.folder.settle()
+        beaten = final.get("beats_interpolation") and final.get("beats_mean")
+        log.log(logging.INFO if beaten else logging.WARNING, verdict(final))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.main:
+            self.folder.write(record)
+        self.accelerator.log({k: v for k, v in record.items() if isinstance(v, int | float)}, step=record["step"])
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.data.steps_per_epoch, 4)
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Whether any process raised each flag."""
+        asked = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return [count > 0 for count in self.accelerator.reduce(asked, "sum").tolist()]
+
+
+def _open(store: Stores) -> list[EmbeddingStore]:
+    """The stores, of one space. Raises InputError."""
+    several = list(store) if isinstance(store, Sequence) and not isinstance(store, str | EmbeddingStore) else [store]
+    if not several:
+        raise InputError("No store was given: name at least one.")
+    stores = [EmbeddingStore.open(each) for each in several]
+    for other in stores[1:]:
+        for what in ("space_id", "dim", "kind", "segments"):
+            ours, theirs = getattr(stores[0].manifest, what), getattr(other.manifest, what)
+            if ours != theirs:
+                raise InputError(
+                    f"{other.path} and {stores[0].path} differ in their {what} ({theirs} and {ours}): a model is trained on one "
+                    "kind of embedding; embed them alike."
+                )
+    return stores
+
+
+def _config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
+    """The model of a recipe for a store's embeddings. Raises InputError where they do not go together."""
+    heads = recipe.heads_for(manifest.dim)
+    try:
+        return LVMAEConfig(
+            hidden_size=manifest.dim,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=heads,
+            intermediate_size=round(recipe.mlp_ratio * manifest.dim),
+            decoder_hidden_size=recipe.decoder_width,
+            decoder_num_hidden_layers=recipe.decoder_layers,
+            decoder_num_attention_heads=recipe.decoder_heads,
+            decoder_intermediate_size=round(recipe.mlp_ratio * recipe.decoder_width),
+            max_segments=recipe.max_segments,
+            loss=recipe.loss,
+            space_id=manifest.space_id,
+            segments=manifest.segments,
+            encoder=manifest.encoder,
+        )
+    except ValueError as error:
+        raise InputError(f"The recipe does not fit embeddings of width {manifest.dim}: {error}") from None
+
+
+@contextlib.contextmanager
+def _accelerator(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
+    """accelerate for one run: the devices and the parallelism of the launcher, the precision of the recipe."""
+    missing = set(recipe.trackers) - {str(name.value) for name in get_available_trackers()}
+    if missing:
+        raise InputError(f"The tracker {min(missing)} is not installed: pip install 'lvmae[{min(missing)}]'.")
+    # Without a device, accelerate has to be told: it would take each process of a launcher for one that is alone.
+    on_cpu = not torch.accelerator.is_available()
+    if recipe.precision == "fp16" and on_cpu:
+        raise InputError("precision=fp16 needs a GPU: set precision to bf16 or fp32.")
+    # One call may follow another in a process, with another precision; the process group stays.
+    AcceleratorState._reset_state()
+    launched = not torch.distributed.is_initialized()
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
+            # The loop shares batches out itself; a launcher's accumulation setting would scale the loss a second time.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True, use_regional_compilation=True)
+            if recipe.compile
+            else None,
+            log_with=list(recipe.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
+        )
+    except ValueError as error:
+        raise InputError(f"This machine cannot train so: {error}") from None
+    world = accelerator.num_processes
+    if recipe.batch_size < world * recipe.accumulation:
+        raise InputError(
+            f"batch_size={recipe.batch_size} cannot be shared by {world} processes x {recipe.accumulation} micro-batches: "
+            "raise batch_size or lower accumulation."
+        )
+    try:
+        yield accelerator
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        if launched and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextlib.contextmanager
+def _requests_to_stop() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process as it always does."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,149 @@
+"""The folder of a run: who may write to it, what it was started with, and its curves.
+
+recipe.json     the recipe, and the stores by space and fingerprint: enough to repeat the run
+metrics.jsonl   {"step", "epoch", "loss", "lr", "grad_norm"} a step; {"step", "epoch", "val_..."} a validation; then one
+                line {"event": "finished", ...}. No times: two runs of one recipe on one CPU write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lvmae.errors import InputError, WorkError
+from lvmae.recipes import FREE
+
+_RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
+
+
+class RunFolder:
+    """A run's folder. `check` only reads, so that every process may call it; the other methods are the first process's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / _LOCK)
+        self._metrics: int | None = None
+
+    def check(self, description: Mapping[str, Any], *, resume: bool) -> None:
+        """Raises InputError where the folder holds something else, or a run that was started with something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: name a folder for the run.")
+        try:
+            there = json.loads((self.path / _RECIPE).read_text())
+        except FileNotFoundError:
+            strangers = [p.name for p in self.path.glob("*") if p.name not in (_LOCK, f".{_RECIPE}")]
+            if strangers:
+                raise InputError(
+                    f"{self.path} holds other files ({', '.join(sorted(strangers)[:3])}): name a new or empty folder for the run."
+                ) from None
+            return
+        except ValueError:
+            raise InputError(f"{self.path / _RECIPE} cannot be read: name another folder for the run.") from None
+        if not resume:
+            raise InputError(f"{self.path} already holds a run: name another folder, or go on with it.")
+        differing = _differences(there, description)
+        if differing:
+            raise InputError(
+                f"{self.path} holds a run that was started differently ({'; '.join(differing)}): "
+                "give the same settings and stores to go on with it, or name another folder."
+            )
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The last line of the curves where it says that the run is finished."""
+        records = read_metrics(self.path)
+        return records[-1] if records and records[-1].get("event") == "finished" else None
+
+    def open(self, description: Mapping[str, Any], *, metrics_bytes: int) -> None:
+        """Takes the folder for this process and cuts the curves to what the checkpoint had seen.
+
+        Raises InputError where another process is at work in it, WorkError where the curves are shorter than that.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"Another process is training in {self.path}: wait for it, or name another folder."
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written to ({error.strerror}): name another folder.") from None
+        write_text(self.path / _RECIPE, json.dumps(description, indent=2) + "\n")
+        self._metrics = os.open(self.path / _METRICS, os.O_RDWR | os.O_CREAT, 0o644)
+        if os.fstat(self._metrics).st_size < metrics_bytes:
+            raise WorkError(
+                f"{self.path / _METRICS} is shorter than it was at the last checkpoint: restore it to go on."
+            )
+        os.ftruncate(self._metrics, metrics_bytes)
+        os.lseek(self._metrics, metrics_bytes, os.SEEK_SET)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to the curves. Raises WorkError where the disk refuses it."""
+        assert self._metrics is not None
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            while line:
+                line = line[os.write(self._metrics, line) :]
+        except OSError as error:
+            raise WorkError(
+                f"{self.path / _METRICS} could not be written ({error.strerror}): make room there and run the same command again."
+            ) from error
+
+    def settle(self) -> int:
+        """Brings the curves to the disk; their length in bytes."""
+        assert self._metrics is not None
+        os.fsync(self._metrics)
+        return os.lseek(self._metrics, 0, os.SEEK_CUR)
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+        self._lock.release()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The curves of a run, a dictionary a line; a line that a crash cut short is left out."""
+    try:
+        lines = (Path(path) / _METRICS).read_text().split("\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small file in one step. Raises WorkError where the disk refuses it."""
+    beside = path.with_name(f".{path.name}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        raise WorkError(f"{path} could not be written ({error.strerror}).") from error
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = there.get("recipe", {}), now["recipe"]
+    found = [
+        f"{key} is {_short(old.get(key))} there and {_short(new.get(key))} here"
+        for key in dict.fromkeys([*new, *old])
+        if key not in FREE and old.get(key) != new.get(key)
+    ]
+    stores, given = there.get("stores", []), now["stores"]
+    if len(stores) != len(given):
+        found.append(f"{len(stores)} stores there and {len(given)} here")
+    for was, this in zip(stores, given, strict=False):
+        if was.get("space_id") != this["space_id"]:
+            found.append(f"its store is of the space {was.get('space_id')}, {this['path']} of {this['space_id']}")
+        elif was.get("fingerprint") != this["fingerprint"]:
+            found.append(f"the store {this['path']} has other content than when the run was started")
+    return found
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)

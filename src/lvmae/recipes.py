@@ -1,0 +1,273 @@
+"""Named, complete run configurations, and the settings that change them.
+
+A `Recipe` holds every number of a pre-training run but the data: written to `recipe.json`, it is enough to repeat the run.
+`paper` is Sec. 4 and the supplement of Naiman et al. (ICCV 2025); what the paper does not say (clipping, the share of
+videos held out, checkpoints) is marked below as ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lvmae.errors import InputError
+
+# These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
+FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every", "num_workers", "trackers"})
+
+_CHOICES = {
+    "mask": ("random", "semantic", "redundant"),
+    "loss": ("mse", "cosine"),
+    "precision": ("fp32", "bf16", "fp16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All settings of a run. The defaults are the paper's where it gives one. `ranges` are checked when it is made."""
+
+    name: str = "paper"
+
+    # Model (Sec. 3). The width is not here: it is the dimension of the store's embeddings.
+    layers: int = 32
+    heads: int | None = 16  # None: the number that gives heads nearest to 64 wide
+    mlp_ratio: float = 4.0
+    decoder_width: int = 512
+    decoder_layers: int = 8
+    decoder_heads: int = 16
+    max_segments: int = 256  # the longest window in training
+    loss: str = "mse"
+
+    # What is hidden (Sec. 3.2)
+    mask: str = "semantic"
+    mask_ratio: float = 0.5
+    temperature: float | None = None  # semantic only: sample by dissimilarity, so that epochs differ; None is the paper
+
+    # Windows: a duration drawn uniformly from [min_seconds, max_segments x the segment length]
+    min_seconds: float = 10.0
+    max_seconds: float | None = None  # a lower cap on a window's length; None: max_segments alone limits it
+    mixture: tuple[float, ...] = ()  # a weight for each store; (): each video counts the same
+
+    # Optimisation: AdamW, lr = base_lr x batch_size / 256
+    epochs: int = 150
+    warmup_epochs: float = 40.0
+    batch_size: int = 128  # over all processes and accumulated micro-batches
+    base_lr: float = 1.5e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    clip_norm: float | None = None
+    precision: str = "bf16"
+    accumulation: int = 1  # micro-batches a step and process
+    compile: bool = False
+    seed: int = 0
+
+    # Watching it (ours)
+    val_fraction: float = 0.05  # of the videos, held out; 0 trains on all of them and validates nothing
+    val_windows: int = 256  # at most
+    validate_every: int = 1  # epochs
+    log_every: int = 10  # steps between looks at the loss; every step is recorded
+    checkpoint_every: int = 1000  # steps
+    checkpoint_minutes: float = 10.0  # and at least this often
+    keep: int = 2  # checkpoints on disk
+    num_workers: int = 4  # loader processes
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"; metrics.jsonl is always written
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a value is out of its range."""
+
+        def check(holds: bool, key: str, rule: str) -> None:
+            if not holds:
+                raise InputError(f"{key} is {getattr(self, key)!r}: {rule}.")
+
+        for key, choices in _CHOICES.items():
+            check(getattr(self, key) in choices, key, "choose " + ", ".join(choices))
+        for key in ("layers", "decoder_width", "decoder_layers", "decoder_heads", "epochs", "batch_size", "accumulation",
+                    "validate_every", "log_every", "checkpoint_every", "keep"):  # fmt: skip
+            check(getattr(self, key) >= 1, key, "it has to be 1 or more")
+        for key in ("warmup_epochs", "weight_decay", "val_windows", "num_workers", "seed", "temperature", "clip_norm"):
+            check((getattr(self, key) or 0) >= 0, key, "it has to be 0 or more")
+        for key in ("base_lr", "mlp_ratio", "min_seconds", "checkpoint_minutes"):
+            check(getattr(self, key) > 0, key, "it has to be more than 0")
+        for key in ("beta1", "beta2", "val_fraction"):
+            check(0 <= getattr(self, key) < 1, key, "it has to be at least 0 and below 1")
+        check(0 < self.mask_ratio < 1, "mask_ratio", "it has to be between 0 and 1, both excluded")
+        check(self.max_segments >= 2, "max_segments", "a window needs 2 segments, one to see and one to predict")
+        check(self.heads is None or self.heads >= 1, "heads", "it has to be 1 or more, or none")
+        check(
+            self.decoder_width % self.decoder_heads == 0,
+            "decoder_heads",
+            f"it has to divide decoder_width, {self.decoder_width}; {_divisors(self.decoder_width)} do",
+        )
+        check(
+            self.max_seconds is None or self.max_seconds >= self.min_seconds,
+            "max_seconds",
+            f"it has to be min_seconds ({self.min_seconds:g}) or more",
+        )
+        check(
+            self.temperature is None or self.mask == "semantic", "temperature", "only mask=semantic takes a temperature"
+        )
+        check(all(weight > 0 for weight in self.mixture), "mixture", "every weight has to be more than 0")
+        check(set(self.trackers) <= {"tensorboard", "wandb"}, "trackers", "choose from tensorboard, wandb")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: base_lr x batch_size / 256 (Sec. 4)."""
+        return self.base_lr * self.batch_size / 256
+
+    def with_settings(self, settings: Mapping[str, Any] | None) -> Self:
+        """This recipe with some values changed; strings are read as the field's type ("none" and "" are None, "a,b" a tuple).
+
+        Raises InputError on an unknown key, naming what comes near, and on a value that cannot be read or is out of range.
+        """
+        kinds = typing.get_type_hints(type(self))
+        changed: dict[str, Any] = {}
+        for key, value in (settings or {}).items():
+            if key not in kinds or key == "name":
+                near = difflib.get_close_matches(key, kinds.keys() - {"name"}, n=3, cutoff=0.5)
+                hint = (
+                    f"did you mean {' or '.join(near)}?"
+                    if near
+                    else f"known: {', '.join(sorted(kinds.keys() - {'name'}))}"
+                )
+                raise InputError(f"There is no setting {key!r}; {hint}")
+            changed[key] = _read(key, value, kinds[key])
+        return dataclasses.replace(self, **changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` gives the same recipe back."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Raises InputError on unknown keys and bad values, as `with_settings` does."""
+        data = dict(data)
+        name = str(data.pop("name", "custom"))
+        return dataclasses.replace(cls().with_settings(data), name=name)
+
+    def heads_for(self, dim: int) -> int:
+        """The encoder's attention heads for embeddings of `dim` numbers.
+
+        Raises InputError where `heads` does not divide `dim`, naming numbers that do.
+        """
+        if self.heads is None:
+            return min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: (abs(math.log(dim / h / 64)), h))
+        if dim % self.heads:
+            raise InputError(
+                f"heads={self.heads} does not divide the width of the embeddings, {dim}: set heads to one of "
+                f"{_divisors(dim)}, or to none to have it chosen."
+            )
+        return self.heads
+
+
+def named(name: str | Recipe) -> Recipe:
+    """The recipe of that name, or the one given. Raises InputError on an unknown name."""
+    if isinstance(name, Recipe):
+        return name
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}: choose {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def _divisors(number: int) -> str:
+    found = [h for h in range(1, min(number, 64) + 1) if number % h == 0]
+    return ", ".join(map(str, found[-6:]))
+
+
+def _read(key: str, value: Any, kind: Any) -> Any:
+    """One value as the type of its field. Raises InputError."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None or (isinstance(value, str) and value.strip().lower() in {"none", "null", ""}):
+        if types.NoneType in options:
+            return None
+        if typing.get_origin(kind) is tuple and value is not None:
+            return ()
+        raise InputError(f"{key} needs {_named(kind)}, not {value!r}.")
+    wanted = next(option for option in options if option is not types.NoneType)
+    try:
+        if typing.get_origin(wanted) is tuple:
+            inner = typing.get_args(wanted)[0]
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(_read(key, part.strip() if isinstance(part, str) else part, inner) for part in parts)
+        if wanted is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).strip().lower()
+            ]
+        if wanted is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+            raise ValueError
+        if wanted is str and not isinstance(value, str):
+            raise ValueError
+        result = wanted(value)
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{key} needs {_named(kind)}, not {value!r}.") from None
+    return result
+
+
+def _named(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_named(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"values with commas between them, each {_named(typing.get_args(kind)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "none"}[
+        kind
+    ]
+
+
+_PAPER = Recipe()
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # Naiman et al.: d 1024 on LanguageBind, encoder 32 x 16 heads, decoder 512 x 8, semantic masking of 50 %.
+        _PAPER,
+        # The depths of its ablation.
+        dataclasses.replace(_PAPER, name="paper-24", layers=24),
+        dataclasses.replace(_PAPER, name="paper-16", layers=16),
+        # One GPU and thousands of videos.
+        Recipe(
+            name="base",
+            layers=12,
+            heads=None,
+            decoder_width=384,
+            decoder_layers=4,
+            decoder_heads=6,
+            epochs=100,
+            warmup_epochs=10.0,
+            batch_size=64,
+            base_lr=1e-3,
+            clip_norm=1.0,
+        ),
+        # A laptop and tens of videos.
+        Recipe(
+            name="tiny",
+            layers=3,
+            heads=None,
+            mlp_ratio=2.0,
+            decoder_width=128,
+            decoder_layers=2,
+            decoder_heads=4,
+            mask="random",
+            epochs=60,
+            warmup_epochs=6.0,
+            batch_size=16,
+            base_lr=8e-3,
+            clip_norm=1.0,
+            precision="fp32",
+            val_fraction=0.15,
+            checkpoint_every=100,
+            num_workers=0,
+        ),
+    )
+}

@@ -1,0 +1,133 @@
+"""Recipes: the paper's numbers, settings read by type, and a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvmae.errors import InputError
+from lvmae.recipes import FREE, RECIPES, Recipe, named
+
+
+def test_paper_has_the_papers_numbers():
+    paper = named("paper")
+    numbers = {
+        "layers": 32,
+        "heads": 16,
+        "mlp_ratio": 4.0,
+        "decoder_width": 512,
+        "decoder_layers": 8,
+        "decoder_heads": 16,
+        "max_segments": 256,
+        "loss": "mse",
+        "mask": "semantic",
+        "mask_ratio": 0.5,
+        "temperature": None,
+        "min_seconds": 10.0,
+        "epochs": 150,
+        "warmup_epochs": 40.0,
+        "batch_size": 128,
+        "base_lr": 1.5e-4,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.05,
+    }
+    assert {key: getattr(paper, key) for key in numbers} == numbers
+    assert paper.learning_rate == 7.5e-5
+    assert named("paper-24") == dataclasses.replace(paper, name="paper-24", layers=24)
+    assert named("paper-16") == dataclasses.replace(paper, name="paper-16", layers=16)
+
+
+def test_names():
+    assert list(RECIPES) == ["paper", "paper-24", "paper-16", "base", "tiny"]
+    assert all(name == recipe.name for name, recipe in RECIPES.items())
+    with pytest.raises(InputError, match=r"There is no recipe 'large': choose paper, paper-24, paper-16, base, tiny"):
+        named("large")
+
+
+def test_settings_are_read_by_the_type_of_their_field():
+    changed = named("paper").with_settings(
+        {
+            "epochs": "2",
+            "base_lr": "1e-3",
+            "heads": "none",
+            "clip_norm": "1",
+            "compile": "true",
+            "mixture": "1, 2.5",
+            "trackers": "tensorboard",
+            "mask": "random",
+            "max_seconds": 300,
+        }
+    )
+    assert (changed.epochs, changed.base_lr, changed.heads, changed.clip_norm) == (2, 1e-3, None, 1.0)
+    assert (changed.compile, changed.mixture, changed.trackers) == (True, (1.0, 2.5), ("tensorboard",))
+    assert (changed.mask, changed.max_seconds, changed.layers) == ("random", 300.0, 32)
+    assert isinstance(changed.max_seconds, float)
+    assert changed.with_settings({"trackers": ""}).trackers == ()
+    assert named("tiny").with_settings(None) == named("tiny")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": "2"}, "There is no setting 'epoch'; did you mean epochs"),
+        ({"maskratio": "2"}, "There is no setting 'maskratio'; did you mean mask_ratio"),
+        ({"name": "mine"}, "There is no setting 'name'"),
+        ({"epochs": "two"}, "epochs needs a whole number, not 'two'"),
+        ({"epochs": "2.5"}, "epochs needs a whole number, not '2.5'"),
+        ({"epochs": 2.5}, "epochs needs a whole number, not 2.5"),
+        ({"epochs": "none"}, "epochs needs a whole number, not 'none'"),
+        ({"epochs": "0"}, "epochs is 0: it has to be 1 or more"),
+        ({"base_lr": "nan"}, "base_lr needs a number, not 'nan'"),
+        ({"clip_norm": "high"}, "clip_norm needs a number or none, not 'high'"),
+        ({"compile": "maybe"}, "compile needs true or false, not 'maybe'"),
+        ({"mixture": "1,x"}, "mixture needs a number, not 'x'"),
+        ({"mask": "clever"}, "mask is 'clever': choose random, semantic, redundant"),
+        ({"mask_ratio": "1"}, "mask_ratio is 1.0: it has to be between 0 and 1"),
+        ({"decoder_heads": "7"}, "decoder_heads is 7: it has to divide decoder_width, 512"),
+        ({"mask": "random", "temperature": "0.1"}, "temperature is 0.1: only mask=semantic takes a temperature"),
+        ({"max_seconds": "5"}, r"max_seconds is 5.0: it has to be min_seconds \(10\) or more"),
+        ({"trackers": "mlflow"}, r"trackers is \('mlflow',\): choose from tensorboard, wandb"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(settings, message):
+    with pytest.raises(InputError, match=message):
+        named("paper").with_settings(settings)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_json_round_trip(name):
+    recipe = named(name).with_settings({"mixture": "1,3", "max_seconds": "60", "trackers": "wandb"})
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_an_old_recipe_with_an_unknown_key_is_refused():
+    with pytest.raises(InputError, match="There is no setting 'dropout'"):
+        Recipe.from_dict({**named("tiny").to_dict(), "dropout": 0.1})
+
+
+def test_free_settings_exist():
+    assert {field.name for field in dataclasses.fields(Recipe)} >= FREE
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads"), [(1024, 16), (768, 12), (512, 8), (384, 6), (64, 1), (1, 1), (97, 1), (1408, 22)]
+)
+def test_heads_are_chosen_near_64_wide(dim, heads):
+    assert named("base").heads_for(dim) == heads
+
+
+@given(st.integers(1, 4096))
+def test_chosen_heads_divide_the_width(dim):
+    assert dim % named("tiny").heads_for(dim) == 0
+
+
+def test_heads_that_do_not_divide_are_refused_with_ones_that_do():
+    with pytest.raises(
+        InputError, match=r"heads=16 does not divide the width of the embeddings, 500: set heads to one of .*20, 25"
+    ):
+        named("paper").heads_for(500)
