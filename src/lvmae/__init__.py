@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -23,7 +25,19 @@ _WHERE = {
     "represent": "lvmae.representations",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "EmbeddingStore",
+    "LVMAEConfig",
+    "LVMAEForPreTraining",
+    "LVMAEModel",
+    "__version__",
+    "embed_videos",
+    "interpret",
+    "load_encoder",
+    "pretrain",
+    "probe",
+    "represent",
+]
 
 if TYPE_CHECKING:
     from lvmae.embedding import embed_videos, load_encoder
@@ -45,3 +59,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _register(_: object) -> None:
+    """Makes `AutoModel.from_pretrained(run)` know the model, when and only when the Auto classes are used."""
+    import_module("lvmae.model")
+
+
+wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")

@@ -1,0 +1,324 @@
+"""The `lvmae` command: each subcommand parses its options and calls one public function.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once. A user's error is one sentence on standard
+error; exit code 2 for a request that cannot be carried out, 1 for work that failed, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lvmae
+from lvmae.errors import InputError, LVMAEError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.call(arguments)
+    except LVMAEError as error:
+        print(f"lvmae {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\nlvmae {arguments.command}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `lvmae inspect store | head`.
+        sys.stderr.close()
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lvmae",
+        description="Learn from, represent, search and understand long videos (LV-MAE).",
+        epilog="The path: embed -> pretrain -> represent -> probe, interpret. `lvmae demo` walks it.",
+    )
+    parser.add_argument("--version", action="version", version=f"lvmae {lvmae.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_embed, _import, _inspect, _pretrain, _represent, _probe, _interpret, _demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, *, brief: str, goes_in: str, comes_out: str, example: str) -> Any:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=brief,
+        description=f"{brief}\n\nin:      {goes_in}\nout:     {comes_out}\nexample: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(call=run)
+    return command
+
+
+def _key_values(pairs: list[str], option: str) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise InputError(f"{option} {pair!r} is not of the form key=value")
+        settings[key] = value
+    return settings
+
+
+def _embed(commands: Any) -> None:
+    command = _command(
+        commands,
+        "embed",
+        _run_embed,
+        brief="Embed videos: one frozen video-text embedding per 5-second segment.",
+        goes_in="video files, or folders of them",
+        comes_out="a store: Parquet files that `datasets`, DuckDB and pandas read; files that failed are listed in it",
+        example="lvmae embed films/ --out store",
+    )
+    command.add_argument("videos", nargs="+", help="video files or folders")
+    command.add_argument("--out", required=True, help="where the store goes; an existing one is gone on with")
+    command.add_argument(
+        "--encoder", default="conse", help="name, or module:Class of your own (default: conse, offline)"
+    )
+    command.add_argument(
+        "--encoder-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the encoder"
+    )
+    command.add_argument(
+        "--segment-seconds", type=float, default=5.0, metavar="S", help="length of a segment (default: 5)"
+    )
+    command.add_argument(
+        "--stride", type=float, metavar="S", help="start a segment every S seconds (default: its length)"
+    )
+    command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    command.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
+
+
+def _run_embed(arguments: argparse.Namespace) -> int:
+    from lvmae.embedding import embed_videos
+
+    summary = embed_videos(
+        arguments.videos,
+        arguments.out,
+        encoder=arguments.encoder,
+        encoder_options=_key_values(arguments.encoder_option, "--encoder-option") or None,
+        segment_seconds=arguments.segment_seconds,
+        stride=arguments.stride,
+        workers=arguments.workers,
+        retry_failures=arguments.retry_failures,
+    )
+    print(summary)
+    return 1 if summary.failed else 0
+
+
+def _import(commands: Any) -> None:
+    command = _command(
+        commands,
+        "import",
+        _run_import,
+        brief="Import features made elsewhere, of any encoder and width.",
+        goes_in="a folder of one .npy, .npz, .safetensors or .pt array (segments, width) a video; or a Parquet or HDF5 file",
+        comes_out="a store; the rest of the path works on it with no video at hand",
+        example="lvmae import features/ --out store --segment-seconds 5 --space languagebind-huge-5s",
+    )
+    command.add_argument("embeddings", help="the folder or file")
+    command.add_argument("--out", required=True, help="where the store goes")
+    command.add_argument(
+        "--segment-seconds", type=float, required=True, metavar="S", help="seconds each row stands for"
+    )
+    command.add_argument("--space", required=True, help="a name for the embedding space: stores of two names never mix")
+    command.add_argument("--key", help="which array of a file to take, if it holds several")
+
+
+def _run_import(arguments: argparse.Namespace) -> int:
+    from lvmae.importing import import_embeddings
+
+    summary = import_embeddings(
+        arguments.embeddings,
+        arguments.out,
+        segment_seconds=arguments.segment_seconds,
+        space=arguments.space,
+        key=arguments.key,
+    )
+    print(summary)
+    return 1 if summary.failed else 0
+
+
+def _inspect(commands: Any) -> None:
+    command = _command(
+        commands,
+        "inspect",
+        _run_inspect,
+        brief="Say what a store, representations or a run hold.",
+        goes_in="any folder that lvmae made",
+        comes_out="lines of text, or JSON",
+        example="lvmae inspect store",
+    )
+    command.add_argument("path")
+    command.add_argument("--json", action="store_true", help="as JSON, with every failure")
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from lvmae.inspection import describe, inspect
+
+    found = inspect(arguments.path)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else describe(found))
+    return 0
+
+
+def _pretrain(commands: Any) -> None:
+    command = _command(
+        commands,
+        "pretrain",
+        _run_pretrain,
+        brief="Pre-train LV-MAE on embeddings, self-supervised.",
+        goes_in="one or more stores of one embedding space",
+        comes_out="a run: the model, its card, curves and checkpoints; killed or stopped, the same command goes on",
+        example="lvmae pretrain store --out run --recipe tiny --set epochs=50",
+    )
+    command.add_argument("stores", nargs="+", metavar="store")
+    command.add_argument("--out", required=True, help="where the run goes")
+    command.add_argument("--recipe", default="base", help="named configuration, or a run's recipe.json (default: base)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the recipe"
+    )
+
+
+def _run_pretrain(arguments: argparse.Namespace) -> int:
+    from lvmae.pretraining import pretrain
+
+    stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
+    pretrain(stores, arguments.out, recipe=arguments.recipe, settings=_key_values(arguments.set, "--set"))
+    return 0
+
+
+def _represent(commands: Any) -> None:
+    command = _command(
+        commands,
+        "represent",
+        _run_represent,
+        brief="Compute the frozen model's features of every video, once.",
+        goes_in="a run and a store",
+        comes_out="representations: [CLS], mean and per-segment features with times, as Parquet",
+        example="lvmae represent run store --out reps",
+    )
+    command.add_argument("run")
+    command.add_argument("store")
+    command.add_argument("--out", required=True, help="where the representations go")
+
+
+def _run_represent(arguments: argparse.Namespace) -> int:
+    from lvmae.representations import represent
+
+    features = represent(arguments.run, arguments.store, arguments.out)
+    print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")
+    return 0
+
+
+def _probe(commands: Any) -> None:
+    command = _command(
+        commands,
+        "probe",
+        _run_probe,
+        brief="Judge frozen features by linear and attentive probes.",
+        goes_in="representations (or a store), and a CSV of id,label[,split]",
+        comes_out="a table: mean and spread over seeds, beside chance and, with --raw, the raw embeddings",
+        example="lvmae probe reps --labels labels.csv --raw store",
+    )
+    command.add_argument("features", help="representations or a store")
+    command.add_argument(
+        "--labels", required=True, help="CSV with the columns id, label and, if the split is fixed, split"
+    )
+    command.add_argument("--raw", metavar="STORE", help="also probe this store's raw embeddings, for comparison")
+    command.add_argument(
+        "--probe", action="append", choices=["linear", "attentive"], help="only this probe (default: both)"
+    )
+    command.add_argument("--seeds", type=int, default=5, help="repetitions (default: 5)")
+    command.add_argument("--out", help="also write the table with every figure as JSON")
+
+
+def _run_probe(arguments: argparse.Namespace) -> int:
+    from lvmae.evaluation import probe
+
+    table = probe(
+        arguments.features,
+        arguments.labels,
+        raw=arguments.raw,
+        probes=tuple(arguments.probe or ("linear", "attentive")),
+        seeds=arguments.seeds,
+    )
+    print(table)
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text(json.dumps(table.to_dict(), indent=2) + "\n")
+    return 0
+
+
+def _interpret(commands: Any) -> None:
+    command = _command(
+        commands,
+        "interpret",
+        _run_interpret,
+        brief="Read masked reconstructions back as captions.",
+        goes_in="a run, its store and, if you have them, captions (CSV, JSONL, SRT or VTT)",
+        comes_out="retrieval figures beside the floors, and one HTML page that needs no network",
+        example="lvmae interpret run store --captions captions.csv --out report.html",
+    )
+    command.add_argument("run")
+    command.add_argument("store")
+    command.add_argument("--captions", help="columns video, start, end, text; without it, the encoder's own vocabulary")
+    command.add_argument("--out", required=True, help="the HTML page")
+    command.add_argument(
+        "--mask", default="random", help="random, semantic, redundant or semantic-sampled (default: random)"
+    )
+    command.add_argument("--ratio", type=float, default=0.4, help="share of segments to mask (default: 0.4)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--probe-table", metavar="JSON", help="show this table of `lvmae probe --out` on the page")
+
+
+def _run_interpret(arguments: argparse.Namespace) -> int:
+    from lvmae.interpretation import interpret
+
+    found = interpret(
+        arguments.run,
+        arguments.store,
+        captions=arguments.captions,
+        out=arguments.out,
+        ratio=arguments.ratio,
+        mask=arguments.mask,
+        seed=arguments.seed,
+        probe_table=arguments.probe_table,
+    )
+    print(found.to_markdown())
+    print(f"report: {arguments.out}")
+    return 0
+
+
+def _demo(commands: Any) -> None:
+    command = _command(
+        commands,
+        "demo",
+        _run_demo,
+        brief="Make a corpus of long videos and walk the whole path on it.",
+        goes_in="nothing",
+        comes_out="videos, store, run, representations, a table and report.html in one folder",
+        example="lvmae demo --out demo",
+    )
+    command.add_argument("--out", default="demo", help="folder for everything (default: demo)")
+    command.add_argument(
+        "--videos", type=int, help="how many short videos (default: the demo's own number, 48 at least)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from lvmae.demo import run_demo
+
+    return run_demo(arguments.out, videos=arguments.videos, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

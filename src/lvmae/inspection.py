@@ -1,0 +1,136 @@
+"""What a store, representations or a run hold, as plain data: the answer to `lvmae inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvmae.errors import InputError
+from lvmae.store import EmbeddingStore, l2_normalize
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Describes the store, representations or run at `path`.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return inspect_run(folder)
+    if "://" not in str(path) and not (folder / "manifest.json").is_file():
+        what = "there is nothing at" if not folder.exists() else "there is no store, representations or run at"
+        raise InputError(f"{what} {path}; `lvmae embed`, `lvmae pretrain` and `lvmae represent` make them")
+    return inspect_store(EmbeddingStore(path))
+
+
+def inspect_store(store: EmbeddingStore) -> dict[str, Any]:
+    """Counts, lengths, space and failures; and how much neighbouring segments resemble each other."""
+    found: dict[str, Any] = {
+        "path": store.path,
+        "kind": store.kind,
+        "space": store.space_id,
+        "width": store.dim,
+        "segment rule": store.manifest.segments,
+        "encoder": store.manifest.encoder,
+        "run": store.manifest.run,
+        "videos": len(store),
+        "failed": len(store.failures),
+        "failures": [vars(failure) for failure in store.failures],
+    }
+    if len(store):
+        lengths = store.lengths
+        found |= {
+            "hours": round(float(store.durations.sum()) / 3600, 3),
+            "segments": int(lengths.sum()),
+            "segments a video": {
+                "least": int(lengths.min()),
+                "median": float(np.median(lengths)),
+                "most": int(lengths.max()),
+            },
+            "cosine of neighbouring segments": round(_neighbour_cosine(store), 3),
+            "first videos": store.ids[:5],
+            "fingerprint": store.fingerprint,
+        }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _neighbour_cosine(store: EmbeddingStore, most: int = 200) -> float:
+    places = np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)
+    cosines = []
+    for place in places.tolist():
+        unit = l2_normalize(store.embeddings(place))
+        cosines.append(np.einsum("ld,ld->l", unit[1:], unit[:-1]))
+    joined = np.concatenate(cosines)
+    return float(joined.mean()) if len(joined) else float("nan")
+
+
+def inspect_run(folder: Path) -> dict[str, Any]:
+    """Sizes, space and recipe of a trained model, and the last figures of its curves."""
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "lvmae":
+        raise InputError(f"{folder} holds a model of type {config.get('model_type')!r}, not an LV-MAE run")
+    found: dict[str, Any] = {
+        "path": str(folder),
+        "kind": "run",
+        "space": config.get("space_id"),
+        "encoder of LV-MAE": {
+            "width": config["hidden_size"],
+            "layers": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+        },
+        "decoder": {
+            "width": config["decoder_hidden_size"],
+            "layers": config["decoder_num_hidden_layers"],
+            "heads": config["decoder_num_attention_heads"],
+        },
+        "segments at most": config["max_segments"],
+        "loss": config["loss"],
+        "parameters": _count_parameters(folder),
+    }
+    recipe = folder / "recipe.json"
+    if recipe.is_file():
+        found["recipe"] = json.loads(recipe.read_text())
+    found["last figures"] = _last_figures(folder / "metrics.jsonl")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _count_parameters(folder: Path) -> int | None:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return None
+    from safetensors import safe_open
+
+    count = 0
+    for path in weights:
+        with safe_open(path, framework="numpy") as file:
+            count += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def _last_figures(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    last: dict[str, Any] = {}
+    for line in path.read_text().splitlines():
+        last |= json.loads(line)
+    return last
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, {}, []))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The same as lines of text, for a terminal."""
+    lines = [f"{key:<32} {_one_line(value)}" for key, value in found.items() if key != "failures"]
+    shown = found.get("failures", [])[:20]
+    lines += [f"  failed: {failure['path']}: {failure['reason']}" for failure in shown]
+    return "\n".join(lines)
