@@ -290,7 +290,7 @@
 
   // ---- search ----------------------------------------------------------------------------------------------------------
 
-  const plain = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+  const plain = (text) => text.normalize("NFKD").replace(/[\p{M}\u00ad]/gu, "").toLowerCase();
   const folded = store.texts.map(plain);
 
   function tile(index, at, detail) {
