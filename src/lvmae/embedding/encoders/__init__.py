@@ -1,0 +1,105 @@
+"""Segment encoders: frozen models that give a segment of video, and a text, a vector in one space. Here: the protocol and the registry.
+
+An encoder is found by its name here, by an entry point of the group `lvmae.encoders`, or as `module:Class`. It is rebuilt from
+a store's manifest, name and options, so everything that changes its space must be in `options` and show in `space_id`.
+Importing this module imports no deep-learning library; an encoder's own module does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from lvmae.errors import InputError
+from lvmae.store import Manifest
+
+ENTRY_POINTS = "lvmae.encoders"
+
+# name -> where it lives and the extra that installs what it needs
+_BUILT_IN = {"conse": ("lvmae.embedding.encoders.conse:ConSE", "conse")}
+
+
+@runtime_checkable
+class SegmentEncoder(Protocol):
+    """What the engine asks of an encoder. Implementations may batch as they like; one result must not depend on its neighbours."""
+
+    name: str
+    dim: int
+    num_frames: int  # T, frames a segment
+    image_size: int  # H = W
+    interpolation: str  # "bicubic" or "bilinear": how frames are resized for it
+    space_id: str  # names the space: model, weights, frames, preprocessing, pooling
+    licence: str
+    options: dict[str, Any]  # load_encoder(name, **options) builds the same space again
+    has_text: bool
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 RGB (B, T, H, W, 3) -> float32 (B, dim), L2-normalised."""
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError where there is no text side."""
+
+    def self_test(self) -> None:
+        """Raises WorkError when the weights are missing or similarities are all alike."""
+
+
+def load_encoder(name: str, **options: Any) -> SegmentEncoder:
+    """Builds an encoder: a built-in name, an entry point of `lvmae.encoders`, or `module:Class`.
+
+    Raises InputError for an unknown name, a missing extra, or options that the encoder does not take.
+    """
+    factory = _factory(name)
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        takes = ", ".join(p for p in inspect.signature(factory).parameters)
+        raise InputError(
+            f"The encoder {name!r} cannot be built: {error}; its options are: {takes or 'none'}."
+        ) from None
+    encoder = factory(**options)
+    if not isinstance(encoder, SegmentEncoder):
+        lacks = [a for a in SegmentEncoder.__protocol_attrs__ if not hasattr(encoder, a)]  # type: ignore[attr-defined]
+        raise InputError(f"{name!r} is not a segment encoder: it lacks {', '.join(sorted(lacks))}.")
+    return encoder
+
+
+def encoder_of(manifest: Manifest) -> SegmentEncoder:
+    """The encoder that made a store. Raises InputError if what is installed now has another space than the store."""
+    name = manifest.encoder.get("name")
+    if not name:
+        raise InputError(
+            "This store does not say which encoder made it (it was imported), so there is no text side to use with it."
+        )
+    encoder = load_encoder(name, **manifest.encoder.get("options", {}))
+    if encoder.space_id != manifest.space_id:
+        raise InputError(
+            f"The store's space is {manifest.space_id!r}, but the encoder {name!r} installed here makes {encoder.space_id!r}: "
+            "install the version that made the store, or embed the videos again."
+        )
+    return encoder
+
+
+def _factory(name: str) -> Any:
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in _BUILT_IN:
+        target, extra = _BUILT_IN[name]
+    elif name in plugins:
+        target, extra = plugins[name].value, None
+    elif ":" in name:
+        target, extra = name, None
+    else:
+        known = ", ".join(sorted({*_BUILT_IN, *plugins}))
+        raise InputError(f"There is no encoder {name!r}. Known: {known}; a class of your own is given as module:Class.")
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if extra:
+            raise InputError(f"The encoder {name!r} needs {error.name}: pip install 'lvmae[{extra}]'.") from None
+        raise InputError(f"The encoder {name!r} cannot be imported: {error}.") from None
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"The encoder {name!r} cannot be imported: {error}.") from None
