@@ -22,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def embed_videos(
                     writer.commit()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on from there."
+                f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
             ) from None
         finally:
             meter.close()
@@ -256,7 +257,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         # A fresh interpreter instead of multiprocessing's: it does not run the user's script again, so scripts need no main guard.
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path),
             "TOKENIZERS_PARALLELISM": "false",
         }
         environment |= dict.fromkeys(_THREAD_SETTINGS, str(threads))
@@ -325,7 +326,7 @@ def _run(files: list[VideoFile], job: _Job, workers: int, timeout: float) -> Ite
 
 
 def _mourn(worker: _Worker, queue: deque[VideoFile], deaths: Counter[str]) -> Iterator[tuple[VideoFile, Event]]:
-    """A worker has gone: at its end, which is well, or in the middle. The file in its hands is suspect, the others are tried again."""
+    """A worker has gone: at its end, which is well, or before. The file in its hands is suspect, others it held are tried again."""
     if worker.finishing and not worker.held:
         worker.end()
         return

@@ -18,11 +18,12 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -33,8 +34,33 @@ from av.video.stream import VideoStream
 
 from lvmae.errors import InputError, WorkError
 
+VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .ts .vob .webm .wmv".split()
+    (
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogm",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    )
 )
 
 # Decoders of FFmpeg that honour `skip_frame` packet by packet; others read it once, at opening, and would lose wanted frames.
@@ -86,7 +112,7 @@ def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
             inside = sorted(_walk(path))
             if not inside:
                 raise InputError(
-                    f"There is no video in {path}: files with one of the suffixes {' '.join(sorted(VIDEO_SUFFIXES))} are looked for."
+                    f"There is no video in {path}: files ending in {' '.join(sorted(VIDEO_SUFFIXES))} are looked for."
                 )
             found += [(file.relative_to(path).as_posix(), file) for file in inside]
         elif path.exists() or path.is_symlink():
@@ -148,7 +174,7 @@ def decode_segments(
     """Yields for each segment [start, end) its `num_frames` evenly spaced frames, uint8 RGB (T, H, W, 3), H = W = image_size.
 
     Sample k of T lies at start + (k + 0.5) / T * (end - start). The short side is resized to `image_size` by FFmpeg's scaler and
-    the long one cropped at its centre. Segments come in order; starts ascend. `skip=False` decodes every frame, with the same result.
+    the long one cropped at its centre. Starts ascend. `skip=False` decodes every frame, with the same result.
     Raises VideoError if the file ends before its segments do; segments yielded before are good.
     """
     starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
@@ -158,7 +184,7 @@ def decode_segments(
     waiting: dict[int, np.ndarray] = {}
     missing: dict[int, int] = {}
     owed = 0
-    for segment, k, picture in _pick(path, times, convert, skip=skip):
+    for segment, k, picture in _pick(path, times, convert, end=float(ends.max()), skip=skip):
         frames = waiting.setdefault(segment, np.empty((num_frames, image_size, image_size, 3), np.uint8))
         frames[k] = picture
         missing[segment] = missing.get(segment, num_frames) - 1
@@ -175,7 +201,7 @@ def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int
     order = np.argsort(np.asarray(times, np.float64), kind="stable")
     wanted = np.asarray(times, np.float64)[order][:, None]
     pictures: list[bytes] = [b""] * len(order)
-    for i, _, picture in _pick(path, wanted, _Whole(height), skip=True):
+    for i, _, picture in _pick(path, wanted, _Whole(height), end=0.0, skip=True):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=82)
         pictures[order[i]] = buffer.getvalue()
@@ -199,15 +225,17 @@ class _CannotSkip(Exception):
 
 
 def _pick(
-    path: str | os.PathLike[str], times: np.ndarray, convert: _Converter, *, skip: bool
+    path: str | os.PathLike[str], times: np.ndarray, convert: _Converter, *, end: float, skip: bool
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yields (row, column, picture) for every entry of times (L, T), sorted by time; a frame wanted twice is converted once."""
+    """Yields (row, column, picture) for every entry of times (L, T), sorted by time; a frame wanted twice is converted once.
+
+    A file that is over clearly before `end` seconds is truncated: VideoError.
+    """
     flat = times.ravel()
     order = np.argsort(flat, kind="stable")
     done = 0
     for picker in (_pick_skipping, _pick_all) if skip else (_pick_all,):
         with _opened(path) as (container, stream):
-            end = _duration(container, stream)
             assert stream.time_base is not None
             # Half a microsecond of room, so that a time computed to lie on a frame's own stamp finds that frame.
             ticks = np.floor((flat[order] + _origin(container, stream) + 5e-7) / float(stream.time_base)).astype(
@@ -233,19 +261,17 @@ def _pick_skipping(
     """Yields the frame of each tick (ascending), decoding as little as is exact; _CannotSkip where that is not known to be."""
     context = stream.codec_context
     may_skip = context.codec.name in _SKIPPING_DECODERS
-    due: list[tuple[int, int]] = []  # (pts, how many ticks ask for it), in order of time, handed to the decoder
-    shown: dict[int, VideoFrame] = {}
+    due: deque[tuple[int, int]] = (
+        deque()
+    )  # (time stamp, how many ticks ask for it), in order of presentation, as frames come out
 
     def out(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         for frame in frames:
-            if due and frame.pts is not None:
-                shown[frame.pts] = frame
-        while due and due[0][0] in shown:
-            pts, count = due.pop(0)
-            for old in [p for p in shown if p < pts]:
-                del shown[old]
-            for _ in range(count):
-                yield shown[pts]
+            if frame.pts is None or frame.is_corrupt or (due and frame.pts > due[0][0]):
+                raise _CannotSkip
+            if due and frame.pts == due[0][0]:
+                for _ in range(due.popleft()[1]):
+                    yield frame
 
     place = 0
     try:
@@ -257,7 +283,7 @@ def _pick_skipping(
                     _check_end(_seconds_shown(container, stream, packets), end)
                 at = np.maximum(np.searchsorted(stamps, ticks[place:until], side="right") - 1, 0)
                 wanted, counts = np.unique(stamps[at], return_counts=True)
-                due += zip(wanted.tolist(), counts.tolist(), strict=True)
+                due.extend(zip(wanted.tolist(), counts.tolist(), strict=True))
                 place = until
                 asked = set(wanted.tolist())
                 keep = max(i for i, p in enumerate(packets) if p.pts in asked) + 1
@@ -274,10 +300,10 @@ def _pick_skipping(
         raise _CannotSkip
 
 
-def _gops(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[av.Packet], int | None]]:
-    """Groups of pictures as lists of packets in decoding order, each with the first time stamp of the next one (None at the end)."""
-    gop: list[av.Packet] = []
-    ahead: av.Packet | None = (
+def _gops(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[VideoPacket], int | None]]:
+    """Groups of pictures as packets in decoding order, each with the first time stamp of the next group (None at the end)."""
+    gop: list[VideoPacket] = []
+    ahead: VideoPacket | None = (
         None  # the key frame of the next group, until the packet after it shows that the group is closed
     )
     size = 0
@@ -297,7 +323,8 @@ def _gops(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list
             raise _CannotSkip
         if ahead is not None:
             yield gop, ahead.pts
-            gop, ahead, size = [ahead], None, ahead.size + packet.size
+            gop, size = [ahead], ahead.size + packet.size
+            ahead = None
         if packet.is_keyframe and gop:
             if packet.pts <= max(p.pts for p in gop if p.pts is not None):
                 raise _CannotSkip
@@ -322,7 +349,7 @@ def _pick_all(container: InputContainer, stream: VideoStream, ticks: np.ndarray,
         stamp = frame.pts if frame.pts is not None else frame.dts
         now = stamp if stamp is not None else origin + round(count * step)
         while place < len(ticks) and ticks[place] < now:
-            yield held or frame
+            yield held if held is not None else frame
             place += 1
         held = frame
         if place == len(ticks):
@@ -339,7 +366,7 @@ def _check_end(seen: float, declared: float) -> None:
         raise VideoError(f"truncated: it says it lasts {declared:.1f} s, and ends after {max(seen, 0.0):.1f} s")
 
 
-def _seconds_shown(container: InputContainer, stream: VideoStream, packets: list[av.Packet]) -> float:
+def _seconds_shown(container: InputContainer, stream: VideoStream, packets: list[VideoPacket]) -> float:
     """When the last of these packets' frames stops being shown, in seconds from the start of the file."""
     assert stream.time_base is not None
     step = 1 / ((stream.average_rate or stream.guessed_rate or Fraction(25)) * stream.time_base)
@@ -371,11 +398,8 @@ class _opened:
             raise VideoError("there is no such file, or it is a broken link") from None
         except PermissionError:
             raise VideoError("no permission to read it") from None
-        except av.error.InvalidDataError as error:
-            said = error.log[2] if error.log else ""
-            raise VideoError(
-                f"not a video, or its index is missing or damaged{f' ({said.strip()})' if said else ''}"
-            ) from None
+        except av.error.InvalidDataError:
+            raise VideoError("not a video, or its index is missing or damaged") from None
         except (OSError, av.error.FFmpegError) as error:
             raise VideoError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from None
         try:

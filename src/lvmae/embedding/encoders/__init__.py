@@ -1,4 +1,4 @@
-"""Segment encoders: frozen models that give a segment of video, and a text, a vector in one space. Here: the protocol and the registry.
+"""Segment encoders: frozen models that put a segment of video, and a text, in one space. Here: the protocol and the registry.
 
 An encoder is found by its name here, by an entry point of the group `lvmae.encoders`, or as `module:Class`. It is rebuilt from
 a store's manifest, name and options, so everything that changes its space must be in `options` and show in `space_id`.

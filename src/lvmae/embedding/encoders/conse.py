@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -146,7 +145,7 @@ class ConSE:
 
         folder = _unpacked_sentence_encoder()
         with _quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).eval()
+            return AutoTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).requires_grad_(False)
 
     def _sentences(self, texts: list[str]) -> np.ndarray:
         """Sentence embeddings as all-MiniLM-L6-v2 makes them: the mean of the tokens, normalised; float32 (len(texts), 384)."""
@@ -260,12 +259,12 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _picture(name: str, size: int) -> np.ndarray:
@@ -278,4 +277,4 @@ def _picture(name: str, size: int) -> np.ndarray:
 def _normalised(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
