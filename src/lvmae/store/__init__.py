@@ -19,6 +19,7 @@ from lvmae.store.format import (
     Failure,
     Manifest,
     VideoRecord,
+    as_float32,
     l2_normalize,
 )
 from lvmae.store.reader import EmbeddingStore, cache_folder, read_parquet_rows
@@ -33,6 +34,7 @@ __all__ = [
     "Manifest",
     "StoreWriter",
     "VideoRecord",
+    "as_float32",
     "cache_folder",
     "l2_normalize",
     "read_parquet_rows",
