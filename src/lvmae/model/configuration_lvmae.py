@@ -86,11 +86,10 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             if width % 2:
                 raise ValueError(f"{width_name} {width} is odd; the sin-cos positions need an even width")
             if width % heads:
-                divisors = [h for h in range(1, width + 1) if width % h == 0]
-                nearest = min(divisors, key=lambda h: (abs(h - heads), h))
+                fitting = max(h for h in range(1, min(heads, width) + 1) if width % h == 0)
                 raise ValueError(
                     f"{width_name} {width} is not divisible by {heads_name} {heads}; "
-                    f"choose a number of heads that divides it, such as {nearest}"
+                    f"choose a number of heads that divides it, such as {fitting}"
                 )
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
