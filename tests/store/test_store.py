@@ -57,6 +57,19 @@ def test_what_goes_in_comes_out_whatever_the_shards(
         assert store.index(got.id) == place
 
 
+def test_order_is_by_id_not_by_who_came_first(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", MANIFEST, shard_bytes=40) as writer:
+        for name, length in (("c", 3), ("a", 1), ("b", 9), ("0", 2)):
+            writer.add(record(name, length))
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert store.ids == ["0", "a", "b", "c"]
+    assert store.lengths.tolist() == [2, 1, 9, 3]
+    assert store.durations.tolist() == [10.0, 5.0, 45.0, 15.0]
+    assert [item.id for item in store] == store.ids
+    assert store[-1].id == "c"
+    np.testing.assert_array_equal(store.embeddings(store.index("b")), record("b", 9).embeddings.astype(np.float16))
+
+
 def test_a_window_is_a_view_on_the_map(tmp_path: Path) -> None:
     store = write(tmp_path / "s", 3, 10)
     window = store.embeddings(1, 2, 5)

@@ -111,22 +111,30 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return np.cumsum([0, *(shard.batch.num_rows for shard in self._shards)])
 
     def _column(self, name: str) -> list[Any]:
+        """A column's values in the order of the rows on disk."""
         return [value for shard in self._shards for value in shard.batch.column(name).to_pylist()]
 
     @cached_property
+    def _order(self) -> np.ndarray:
+        """Place in the store -> row on disk. Rows lie as they were finished, which workers and crashes decide."""
+        written = self._column("id")
+        return np.array(sorted(range(len(written)), key=written.__getitem__), dtype=np.int64)
+
+    @cached_property
     def ids(self) -> list[str]:
-        """The videos' ids, in order."""
-        return self._column("id")
+        """The videos' ids, sorted: the order of everything here."""
+        return sorted(self._column("id"))
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """(V,) segments a video."""
-        return np.concatenate([np.diff(shard.offsets) for shard in self._shards] or [np.empty(0)]).astype(np.int64)
+        lengths = [np.diff(shard.offsets) for shard in self._shards] or [np.empty(0)]
+        return np.concatenate(lengths).astype(np.int64)[self._order]
 
     @cached_property
     def durations(self) -> np.ndarray:
         """(V,) seconds a video."""
-        return np.array(self._column("duration"), np.float64)
+        return np.array(self._column("duration"), np.float64)[self._order]
 
     @cached_property
     def failures(self) -> list[Failure]:
@@ -144,9 +152,9 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def _locate(self, index: int) -> tuple[_Shard, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
-        index %= len(self)
-        which = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._shards[which], index - int(self._firsts[which])
+        row = int(self._order[index])
+        which = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return self._shards[which], row - int(self._firsts[which])
 
     @overload
     def __getitem__(self, index: int) -> VideoRecord: ...
@@ -189,7 +197,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def _pooled(self, name: str) -> np.ndarray:
         flat = [shard.batch.column(name).flatten().to_numpy() for shard in self._shards]
-        return np.concatenate(flat).reshape(len(self), self.dim)
+        return np.concatenate(flat).reshape(len(self), self.dim)[self._order]
 
     @cached_property
     def cls_features(self) -> np.ndarray:
@@ -211,10 +219,9 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def fingerprint(self) -> str:
         """Hash of the space, ids, lengths and one embedding a video: changes with the content, not when it is copied."""
         digest = hashlib.sha256(f"{self.space_id}\0{self.dim}\0{self.kind}".encode())
-        order = sorted(range(len(self)), key=self.ids.__getitem__)
-        for place in order:
+        for place, video in enumerate(self.ids):
             row = self.embeddings(place)
-            digest.update(f"{self.ids[place]}\0{len(row)}\0".encode())
+            digest.update(f"{video}\0{len(row)}\0".encode())
             digest.update(row[len(row) // 2].tobytes())
         return digest.hexdigest()[:16]
 
