@@ -129,12 +129,14 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def lengths(self) -> np.ndarray:
         """(V,) segments a video."""
         lengths = [np.diff(shard.offsets) for shard in self._shards] or [np.empty(0)]
-        return np.concatenate(lengths).astype(np.int64)[self._order]
+        in_order: np.ndarray = np.concatenate(lengths).astype(np.int64)[self._order]
+        return in_order
 
     @cached_property
     def durations(self) -> np.ndarray:
         """(V,) seconds a video."""
-        return np.array(self._column("duration"), np.float64)[self._order]
+        in_order: np.ndarray = np.array(self._column("duration"), np.float64)[self._order]
+        return in_order
 
     @cached_property
     def failures(self) -> list[Failure]:
@@ -197,7 +199,8 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def _pooled(self, name: str) -> np.ndarray:
         flat = [shard.batch.column(name).flatten().to_numpy() for shard in self._shards]
-        return np.concatenate(flat).reshape(len(self), self.dim)[self._order]
+        in_order: np.ndarray = np.concatenate(flat).reshape(len(self), self.dim)[self._order]
+        return in_order
 
     @cached_property
     def cls_features(self) -> np.ndarray:
