@@ -150,15 +150,20 @@ def _printable(name: str) -> str:
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Opens a file and decodes its first frame. Raises VideoError with a reason a person understands."""
     with _opened(path) as (container, stream):
-        duration = _duration(container, stream)
+        duration = _declared_duration(container, stream)
         first = next(_frames(container, stream), None)
-        if first is None or duration <= 0:
+        if first is None:
             raise VideoError("no frame could be decoded")
         width, height = _displayed_size(first, stream.sample_aspect_ratio)
         if round(first.rotation / 90) % 2:
             width, height = height, width
-        rate = stream.average_rate or stream.guessed_rate or Fraction(0)
-        return VideoInfo(duration, float(rate), width, height, first.rotation, stream.codec_context.name)
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        codec, rotation = stream.codec_context.name, first.rotation
+    if duration is None:
+        duration = _counted_duration(path)
+    if duration <= 0:
+        raise VideoError("it lasts no time at all")
+    return VideoInfo(duration, fps, width, height, rotation, codec)
 
 
 def decode_segments(
@@ -417,9 +422,8 @@ class _opened:
 def _video_stream(container: InputContainer) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
-        raise VideoError(
-            "it holds sound or other data, but no video stream" if container.streams else "it holds no stream"
-        )
+        holds = ", ".join(sorted({s.type for s in container.streams}))
+        raise VideoError(f"it holds no video, only {holds or 'nothing'}")
     stream = streams[0]
     try:
         context = stream.codec_context
@@ -442,25 +446,30 @@ def _origin(container: InputContainer, stream: VideoStream) -> float:
     return min(candidates, default=0.0)
 
 
-def _duration(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds from the start of the file to the end of the last frame; counted from the packets where the file does not say."""
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Seconds from the start of the file to the end of the last frame, as the file says; None where it does not."""
     assert stream.time_base is not None
     origin = _origin(container, stream)
-    begin = float(stream.start_time * stream.time_base) if stream.start_time is not None else origin
     if stream.duration:
+        begin = float(stream.start_time * stream.time_base) if stream.start_time is not None else origin
         return begin - origin + float(stream.duration * stream.time_base)
-    tag = stream.metadata.get("DURATION")  # Matroska: 00:01:02.345000000, from the start of the file
-    if tag:
-        try:
-            hours, minutes, seconds = tag.split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-        except ValueError:
-            pass
-    packets = [p for p in container.demux(stream) if p.size]
-    container.seek(container.start_time or 0)
-    if any(p.pts is None for p in packets):
-        return len(packets) / float(stream.average_rate or stream.guessed_rate or 25)
-    return _seconds_shown(container, stream, packets) if packets else 0.0
+    tag = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.345000000, the last time stamp
+    try:
+        return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2]) - origin
+    except (IndexError, ValueError):
+        return None
+
+
+def _counted_duration(path: str | os.PathLike[str]) -> float:
+    """The same from the packets' time stamps, or from their number; reads the file without decoding it."""
+    with _opened(path) as (container, stream):
+        shown, packets = 0.0, 0
+        for packet in container.demux(stream):
+            if packet.size:
+                packets += 1
+                if packet.pts is not None:
+                    shown = max(shown, _seconds_shown(container, stream, [packet]))
+        return shown or packets / float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
