@@ -163,6 +163,7 @@ def test_retrieval_over_the_store(run: Path, store: EmbeddingStore, captions: Pa
     assert retrieval[RECONSTRUCTION]["agreement"] < 0.5
     for kind in (RECONSTRUCTION, INTERPOLATION, MEAN):
         assert retrieval[kind]["R@1"] <= retrieval[kind]["R@5"] <= retrieval[kind]["R@10"] == 1.0
+    assert "| original | 1.000 | 1.000 | 1.000 | 1.000 | 1 | 1.000 |" in result.to_markdown()
     first = result.videos[0]
     assert [result.texts[t] for t in first.captions[4]] == ["a dog in view"]
     assert first.captions[23] == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ class Interpretation:
             names = {}
         columns += names.values()
         for row in rows:
-            row += [(retrieval or words)[row[0]][name] for name in names]
+            numbers = {name: (retrieval or words)[row[0]][name] for name in names}
+            row += [f"{value:g}" if name == "median_rank" else value for name, value in numbers.items()]
         return ScoreTable("What the hidden segments read as", columns, rows, note.strip())
 
     def to_markdown(self) -> str:
@@ -113,7 +116,7 @@ def interpret(
     mask: str = "random",
     seed: int = 0,
     top_k: int = 5,
-    max_videos: int = 60,
+    max_videos: int = 40,
     pictures: int = 1000,
     tables: Sequence[ScoreTable] = (),
     device: str | None = None,
@@ -240,22 +243,30 @@ def _add_pictures(result: Interpretation, store: EmbeddingStore, shown: Sequence
     every = math.ceil(sum(len(video.starts) for video in result.videos) / max(1, most))
     try:
         from lvmae.embedding.video import thumbnails
-    except ImportError:
-        result.notes.append("There are no pictures: PyAV, which reads video files, is not installed.")
+    except ImportError as error:
+        result.notes.append(f"There are no pictures: {error.name}, which reads video files, is not installed.")
         return
-    missing: list[str] = []
-    for index, video in zip(shown, progress(result.videos, desc="pictures", unit="videos"), strict=True):
-        source = Path(store[index].source)
+
+    def pictures(video: VideoData, source: str) -> list[Picture] | WorkError:
         times = [(start + end) / 2 for start, end in zip(video.starts[::every], video.ends[::every], strict=True)]
+        if not Path(source).is_file():
+            return WorkError("its file is not at hand")
         try:
-            if not source.is_file():
-                raise WorkError("its file is not at hand")
-            video.pictures = [
-                Picture(t, jpeg) for t, jpeg in zip(times, thumbnails(source, times, 90), strict=True) if jpeg
-            ]
+            return [Picture(t, jpeg) for t, jpeg in zip(times, thumbnails(source, times, 90), strict=True) if jpeg]
         except WorkError as error:
-            missing.append(f"{video.id} ({error})")
+            return error
+
+    missing: list[str] = []
+    sources = [store[index].source for index in shown]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets other threads run
+        found = pool.map(pictures, result.videos, sources)
+        bar = progress(found, desc="pictures", unit="videos", total=len(shown))
+        for video, got in zip(result.videos, bar, strict=True):
+            if isinstance(got, WorkError):
+                missing.append(f"{video.id} ({got})")
+            else:
+                video.pictures = got
     if missing:
         result.notes.append(f"{len(missing)} videos have no pictures; the first is {missing[0]}.")
     if every > 1 and len(missing) < len(shown):
-        result.notes.append(f"A picture was taken of every {every} segments.")
+        result.notes.append(f"One picture was taken every {every} segments.")
