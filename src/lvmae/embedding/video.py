@@ -1,16 +1,16 @@
 """Video files to frames: finding, probing, and one streaming decode that converts nothing but the frames asked for.
 
-Enters: a path and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.8 of decoding the whole file, memory for one group of
-pictures of packets and the segments that overlap. Nothing is written to disk and no file is decoded twice.
+Enters: a path and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.8 of decoding the whole file, memory for two groups
+of pictures of packets and the segments that overlap. Nothing is written to disk and no file is decoded twice.
 
 What is "the frame at time t": what a player shows then, the last frame whose presentation time is <= t, counted from the
 start of the file as a player counts (the earliest of its streams); before the first frame, the first. Rotation and pixel
 aspect are applied.
 
 The fast path decides packet by packet, from time stamps alone, before anything is decoded: frames nobody refers to are skipped
-unless wanted, and of each group of pictures nothing is decoded after the last wanted frame. It is exact for closed groups of
-pictures. Where a file does not keep to that (open groups, missing or repeated time stamps, damage), it stops and the file is
-decoded in full from the first segment that is still owed.
+unless wanted, and of each group of pictures nothing is decoded after the last wanted frame, unless the next group is open and
+leans on it. Where a file does not keep to the rules (missing or repeated time stamps, damage), the fast path stops and the file
+is decoded in full for what is still owed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ VIDEO_SUFFIXES = frozenset(
 
 # Decoders of FFmpeg that honour `skip_frame` packet by packet; others read it once, at opening, and would lose wanted frames.
 _SKIPPING_DECODERS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
-_GOP_BYTES = 64 << 20  # packets of one group of pictures held before the fast path gives up
+_GOP_BYTES = 64 << 20  # packets of one group of pictures that are held before the fast path gives up
 # Demuxers that make pictures of text, and those that follow what a file says to other files.
 _NO_VIDEO_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf", "image2", "hls", "concat", "dash", "sdp"})
 _TRUNCATED_SECONDS = 1.0  # a file may end this much before it says it does
@@ -280,22 +280,25 @@ def _pick_skipping(
 
     place = 0
     try:
-        for packets, next_pts in _gops(container, stream):
+        for packets, next_pts, closed in _gops(container, stream):
             stamps = np.unique([p.pts for p in packets if not p.is_discard])
             until = len(ticks) if next_pts is None else max(place, int(np.searchsorted(ticks, next_pts)))
+            asked: set[int] = set()
             if len(stamps) and until > place:
                 if next_pts is None:
                     _check_end(_seconds_shown(container, stream, packets), end)
                 at = np.maximum(np.searchsorted(stamps, ticks[place:until], side="right") - 1, 0)
                 wanted, counts = np.unique(stamps[at], return_counts=True)
                 due.extend(zip(wanted.tolist(), counts.tolist(), strict=True))
+                asked.update(wanted.tolist())
                 place = until
-                asked = set(wanted.tolist())
-                keep = max(i for i, p in enumerate(packets) if p.pts in asked) + 1
-                for packet in packets[:keep]:
-                    if may_skip:
-                        context.skip_frame = "DEFAULT" if packet.pts in asked else "NONREF"
-                    yield from out(context.decode(packet))
+            needed = (
+                len(packets) if not closed else max((i + 1 for i, p in enumerate(packets) if p.pts in asked), default=0)
+            )
+            for packet in packets[:needed]:
+                if may_skip:
+                    context.skip_frame = "DEFAULT" if packet.pts in asked else "NONREF"
+                yield from out(context.decode(packet))
             if place == len(ticks):
                 break
         yield from out(context.decode(None))
@@ -305,42 +308,45 @@ def _pick_skipping(
         raise _CannotSkip
 
 
-def _gops(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[VideoPacket], int | None]]:
-    """Groups of pictures as packets in decoding order, each with the first time stamp of the next group (None at the end)."""
+def _gops(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[VideoPacket], int | None, bool]]:
+    """Groups of pictures as packets in decoding order, each with the next group's first time stamp (None at the end).
+
+    And whether that next group is closed: shows nothing before its key frame, so needs nothing of this group.
+    """
+    before: list[VideoPacket] = []
     gop: list[VideoPacket] = []
-    ahead: VideoPacket | None = (
-        None  # the key frame of the next group, until the packet after it shows that the group is closed
-    )
     size = 0
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
-        key = ahead or (gop[0] if gop else packet)
-        size += packet.size
-        if (
-            packet.pts is None
-            or key.pts is None
-            or not key.is_keyframe
-            or packet.pts < key.pts
-            or packet.is_corrupt
-            or size > _GOP_BYTES
-        ):
+        if packet.pts is None or packet.is_corrupt or not (gop or packet.is_keyframe):
             raise _CannotSkip
-        if ahead is not None:
-            yield gop, ahead.pts
-            gop, size = [ahead], ahead.size + packet.size
-            ahead = None
         if packet.is_keyframe and gop:
-            if packet.pts <= max(p.pts for p in gop if p.pts is not None):
-                raise _CannotSkip
-            ahead = packet
-        else:
-            gop.append(packet)
-    if ahead is not None:
-        yield gop, ahead.pts
-        gop = [ahead]
+            if before:
+                yield before, *_joint(before, gop)
+            before, gop, size = gop, [], 0
+        gop.append(packet)
+        size += packet.size
+        if size > _GOP_BYTES:
+            raise _CannotSkip
+    if before:
+        yield before, *_joint(before, gop)
     if gop:
-        yield gop, None
+        yield gop, None, True
+
+
+def _joint(gop: list[VideoPacket], following: list[VideoPacket]) -> tuple[int, bool]:
+    """The following group's first time stamp, and whether it is closed; _CannotSkip where the two overlap in time."""
+    first = min(_stamp(p) for p in following)
+    if first <= max(_stamp(p) for p in gop):
+        raise _CannotSkip
+    return first, first == _stamp(following[0])
+
+
+def _stamp(packet: VideoPacket) -> int:
+    if packet.pts is None:
+        raise _CannotSkip
+    return packet.pts
 
 
 def _pick_all(container: InputContainer, stream: VideoStream, ticks: np.ndarray, end: float) -> Iterator[VideoFrame]:
