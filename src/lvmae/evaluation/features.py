@@ -1,0 +1,91 @@
+"""A store's videos as a probe sees them: a pooled vector each, and batches of all their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from lvmae.errors import InputError
+from lvmae.progress import progress
+from lvmae.store import REPRESENTATIONS, EmbeddingStore, l2_normalize
+
+RAW = "raw embeddings"
+LEARNT = "LV-MAE"
+
+
+@dataclass(frozen=True)
+class Features:
+    """V videos of one store.
+
+    Attributes:
+        name: `RAW`, which are L2-normalised as the method has it, or `LEARNT`.
+        dim: D.
+        tokens: V arrays (L, D) of any float type, without [CLS]: views on the store's memory map.
+        cls: (V, D) float32; None for raw embeddings, which have no [CLS].
+        mean: (V, D) float32, the mean of a video's tokens without [CLS].
+    """
+
+    name: str
+    dim: int
+    tokens: list[NDArray[Any]]
+    cls: Tensor | None
+    mean: Tensor
+
+    def batch(
+        self, rows: Sequence[int] | NDArray[np.intp], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, S, D) float32, S the longest; mask (B, S), True where a token is real; [CLS] (B, D) or None."""
+        chosen = [self.tokens[row] for row in rows]
+        lengths = torch.tensor([len(values) for values in chosen])
+        padded = np.zeros((len(chosen), int(lengths.max()), self.dim), dtype=np.float32)
+        for place, values in zip(padded, chosen, strict=True):
+            place[: len(values)] = values
+        tokens = torch.from_numpy(padded).to(device)
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)
+        if self.name == RAW:
+            tokens = F.normalize(tokens, dim=-1)
+        return tokens, mask, None if self.cls is None else self.cls[torch.as_tensor(rows)].to(device)
+
+
+def load_features(
+    store: EmbeddingStore, places: NDArray[np.intp], spans: Sequence[tuple[float, float]] | None = None
+) -> Features:
+    """The videos at `places` of a store of either kind.
+
+    With `spans`, a video is the segments whose middle lies within [start, end] seconds (of representations: its tokens
+    and their mean, while [CLS] is that of the whole video).
+
+    Raises:
+        InputError: where no segment of a video lies within its span.
+    """
+    learnt = store.kind == REPRESENTATIONS
+    tokens: list[NDArray[Any]] = []
+    means = np.empty((len(places), store.dim), np.float32)
+    for row, place in enumerate(progress(places.tolist(), desc="read features", unit="videos")):
+        if spans is None:
+            tokens.append(store.embeddings(place))
+        else:
+            record = store[place]
+            middle = (record.starts + record.ends) / 2
+            inside = np.flatnonzero((middle >= spans[row][0]) & (middle <= spans[row][1]))
+            if not len(inside):
+                raise InputError(
+                    f"no segment of video '{record.id}' lies within {spans[row][0]:g} to {spans[row][1]:g} s"
+                )
+            tokens.append(record.embeddings[inside[0] : inside[-1] + 1])
+        if not learnt or spans is not None:
+            values = tokens[-1].astype(np.float32) if learnt else l2_normalize(tokens[-1])
+            means[row] = values.mean(axis=0)
+    if not learnt:
+        return Features(RAW, store.dim, tokens, None, torch.from_numpy(means))
+    if spans is None:
+        means = np.asarray(store.mean_features[places], dtype=np.float32)
+    cls = torch.from_numpy(np.asarray(store.cls_features[places], dtype=np.float32))
+    return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means))

@@ -1,0 +1,198 @@
+"""A trained encoder over a store -> a store of representations, computed once and kept.
+
+Enters: a run and a store of the embedding space it was trained on. Leaves: a store of kind "representations": of every
+video the encoder's token features (L, D) float16, [CLS] and the tokens' mean (D) float32, and the segments' times;
+nothing masked, the decoder discarded (method: section 6). Price: one forward pass a video, packed, so nothing is
+computed on padding; 2 bytes a value on disk. Videos are taken in the store's order and keep it. Interrupted, the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from lvmae.errors import InputError, WorkError
+from lvmae.model import LVMAEModel
+from lvmae.progress import progress
+from lvmae.store import EMBEDDINGS, REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
+
+
+def represent(
+    run: str | Path,
+    store: str | Path | EmbeddingStore,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    batch_tokens: int = 8192,
+    overwrite: bool = False,
+) -> EmbeddingStore:
+    """Computes the representations of a store's videos that `out` does not hold yet.
+
+    Args:
+        run: folder of a trained model.
+        store: embeddings, of the space the run was trained on.
+        out: the store of representations, made or gone on with.
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        batch_tokens: segments in a batch, at most; a longer video is a batch of its own.
+        overwrite: begin anew where `out` holds representations by another run or of another store.
+
+    Raises:
+        InputError: where the run or the store is none, they are of different spaces, or `out` is of another run or
+            store.
+        WorkError: where the encoder gives values that are not finite.
+    """
+    store = EmbeddingStore.open(store)
+    if store.kind != EMBEDDINGS:
+        raise InputError(f"{store.path} holds {store.kind}; give the store of embeddings that they were made from")
+    fingerprint = run_fingerprint(run)
+    model = load_run_encoder(run)
+    _check_space(model, run, store)
+    made_from = _begun(out, run, store, fingerprint, overwrite) or {
+        "path": str(run),
+        "fingerprint": fingerprint,
+        "store": store.path,
+    }
+    manifest = Manifest(
+        space_id=f"{store.space_id}+lvmae-{fingerprint[:12]}",
+        dim=store.dim,
+        segments=store.manifest.segments,
+        encoder=store.manifest.encoder,
+        kind=REPRESENTATIONS,
+        run=made_from,
+    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with StoreWriter(out, manifest) as writer:
+        todo = [index for index, id_ in enumerate(store.ids) if id_ not in writer.done]
+        if todo:
+            model.to(place)  # type: ignore[arg-type]
+            with progress(desc="represent", unit="videos", total=len(store), initial=len(store) - len(todo)) as bar:
+                for batch in _batches(todo, store.lengths, batch_tokens):
+                    for record in _represented(model, store, batch, place):
+                        writer.add(record)
+                    bar.update(len(batch))
+    return EmbeddingStore.open(out)
+
+
+def load_run_encoder(run: str | Path) -> LVMAEModel:
+    """The encoder of a run, for inference, on the CPU and in float32.
+
+    Raises:
+        InputError: where there is no model in `run`, or it is not one of ours.
+    """
+    run_fingerprint(run)
+    try:
+        model, loading = LVMAEModel.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if loading["missing_keys"]:  # which transformers fills with random values
+        some = sorted(loading["missing_keys"])[0]
+        raise InputError(
+            f"{run} holds no LV-MAE encoder: its weights lack {some}; give the folder `lvmae pretrain` wrote"
+        )
+    return cast(LVMAEModel, model.eval())
+
+
+def run_fingerprint(run: str | Path) -> str:
+    """A hash of a run's weights and configuration: two runs with the same one give the same representations.
+
+    Raises:
+        InputError: where there is no model in `run`.
+    """
+    weights = sorted(Path(run).glob("model*.safetensors"))
+    config = Path(run) / "config.json"
+    if not weights or not config.is_file():
+        raise InputError(
+            f"{run} is not a run: it has no config.json and model.safetensors; make one with `lvmae pretrain`"
+        )
+    digest = hashlib.sha256(config.read_bytes())
+    for path in weights:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_space(model: LVMAEModel, run: str | Path, store: EmbeddingStore) -> None:
+    trained_on = model.config.space_id
+    if trained_on and trained_on != store.space_id:
+        raise InputError(
+            f"{run} was trained on the space {trained_on} and {store.path} is of {store.space_id}; "
+            "embed the videos with the encoder of the run, or train a run on this store"
+        )
+    if model.config.hidden_size != store.dim:  # of an imported checkpoint only the width is known
+        raise InputError(
+            f"{run} takes embeddings {model.config.hidden_size} wide and those of {store.path} are {store.dim} wide"
+        )
+
+
+def _begun(
+    out: str | Path, run: str | Path, store: EmbeddingStore, fingerprint: str, overwrite: bool
+) -> dict[str, str] | None:
+    """What the representations at `out` were made from; None where there are none, or no longer, being overwritten."""
+    try:
+        begun = EmbeddingStore(out)
+    except InputError:  # none there yet; what else may be wrong with it, the writer says
+        return None
+    if begun.kind != REPRESENTATIONS:
+        raise InputError(f"{out} holds {begun.kind}; choose another place for the representations")
+    made_from = dict(begun.manifest.run or {})
+    if made_from.get("fingerprint") != fingerprint:
+        wrong = f"{out} was made by another run ({made_from.get('path')}, or this one before it changed) than {run}"
+    elif not set(begun.ids) <= set(store.ids):
+        wrong = f"{out} holds videos that are not in {store.path}; it was made from {made_from.get('store')}"
+    else:
+        return made_from
+    if not overwrite:
+        raise InputError(f"{wrong}; choose another place, or overwrite it")
+    for part in ("data", "failures"):
+        shutil.rmtree(Path(out) / part, ignore_errors=True)
+    (Path(out) / "manifest.json").unlink()
+    return None
+
+
+def _batches(todo: list[int], lengths: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
+    """Consecutive videos of at most `batch_tokens` segments together, or one video."""
+    batch: list[int] = []
+    tokens = 0
+    for index in todo:
+        if batch and tokens + int(lengths[index]) > batch_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += int(lengths[index])
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _represented(
+    model: LVMAEModel, store: EmbeddingStore, batch: list[int], device: torch.device
+) -> Iterator[VideoRecord]:
+    lengths = [int(store.lengths[index]) for index in batch]
+    packed = np.concatenate([l2_normalize(store.embeddings(index)) for index in batch])
+    features = model(inputs_embeds=torch.from_numpy(packed)[None].to(device), lengths=lengths).last_hidden_state[0]
+    start = 0
+    for index, length in zip(batch, lengths, strict=True):
+        cls, tokens = features[start], features[start + 1 : start + 1 + length]
+        start += 1 + length
+        record = store[index]
+        if not bool(torch.isfinite(tokens).all() and torch.isfinite(cls).all()):
+            raise WorkError(
+                f"the encoder gives values that are not finite on video '{record.id}'; its training has diverged"
+            )
+        yield VideoRecord(
+            id=record.id,
+            source=record.source,
+            duration=record.duration,
+            starts=record.starts,
+            ends=record.ends,
+            embeddings=tokens.half().cpu().numpy(),
+            cls=cls.float().cpu().numpy(),
+            mean=tokens.float().mean(dim=0).cpu().numpy(),
+        )
