@@ -110,8 +110,24 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         retry_failures=arguments.retry_failures,
     )
-    print(summary)
-    return 1 if summary.failed else 0
+    speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
+    print(
+        f"{arguments.out}: {summary.embedded} videos embedded ({summary.segments} segments, "
+        f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} there before, "
+        f"{summary.failed} failed"
+    )
+    return _tell_failures(arguments.out) if summary.failed else 0
+
+
+def _tell_failures(store: str, most: int = 20) -> int:
+    from lvmae.store import EmbeddingStore
+
+    failures = EmbeddingStore(store).failures
+    for failure in failures[:most]:
+        print(f"  failed: {failure.path}: {failure.reason}")
+    if len(failures) > most:
+        print(f"  and {len(failures) - most} more; `lvmae inspect {store} --json` lists all")
+    return 1
 
 
 def _import(commands: Any) -> None:
@@ -143,8 +159,11 @@ def _run_import(arguments: argparse.Namespace) -> int:
         space=arguments.space,
         key=arguments.key,
     )
-    print(summary)
-    return 1 if summary.failed else 0
+    print(
+        f"{arguments.out}: {summary.added} videos imported, {summary.kept} there before, {summary.failed} failed; "
+        f"{summary.segments} segments of width {summary.dim} in all"
+    )
+    return _tell_failures(arguments.out) if summary.failed else 0
 
 
 def _inspect(commands: Any) -> None:
@@ -250,10 +269,10 @@ def _run_probe(arguments: argparse.Namespace) -> int:
         probes=tuple(arguments.probe or ("linear", "attentive")),
         seeds=arguments.seeds,
     )
-    print(table)
+    print(table.to_text())
     if arguments.out:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(table.to_dict(), indent=2) + "\n")
+        Path(arguments.out).write_text(table.to_json() + "\n")
     return 0
 
 
@@ -282,6 +301,8 @@ def _interpret(commands: Any) -> None:
 def _run_interpret(arguments: argparse.Namespace) -> int:
     from lvmae.interpretation import interpret
 
+    tables = [_probe_scores(Path(arguments.probe_table))] if arguments.probe_table else []
+
     found = interpret(
         arguments.run,
         arguments.store,
@@ -290,11 +311,23 @@ def _run_interpret(arguments: argparse.Namespace) -> int:
         ratio=arguments.ratio,
         mask=arguments.mask,
         seed=arguments.seed,
-        probe_table=arguments.probe_table,
+        tables=tables,
     )
     print(found.to_markdown())
     print(f"report: {arguments.out}")
     return 0
+
+
+def _probe_scores(path: Path) -> Any:
+    from lvmae.evaluation import ProbeTable
+    from lvmae.report import ScoreTable
+
+    try:
+        table = ProbeTable.from_json(path.read_text())
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is not a table that `lvmae probe --out` wrote") from None
+    columns, rows = table.cells()
+    return ScoreTable(f"Probes: {table.task}", columns, rows, " ".join(table.notes()))
 
 
 def _demo(commands: Any) -> None:

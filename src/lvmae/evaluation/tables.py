@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,18 @@ class ProbeTable:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads back what `to_json` wrote; `ValueError`, `TypeError` or `KeyError` where it did not."""
+        values = json.loads(text)
+        for key in ("classes", "missing"):
+            values[key] = tuple(values[key])
+        values["rows"] = tuple(
+            ProbeRow(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+            for row in values["rows"]
+        )
+        return cls(**values)
 
     def _figure(self, value: float) -> str:
         return f"{value:.3f}" if self.kind == "regression" else f"{value:.1f}"
