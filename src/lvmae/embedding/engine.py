@@ -253,14 +253,14 @@ def _work(descriptor: int) -> None:
 class _Worker:
     """The minder's side of one worker."""
 
-    def __init__(self, job: _Job, threads: int) -> None:
+    def __init__(self, job: _Job) -> None:
         ours, theirs = socket.socketpair()
         # A fresh interpreter instead of multiprocessing's: it does not run the user's script again, so scripts need no main guard.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path),
             "TOKENIZERS_PARALLELISM": "false",
         }
-        environment |= dict.fromkeys(_THREAD_SETTINGS, str(threads))
+        environment |= dict.fromkeys(_THREAD_SETTINGS, "1")  # so that results do not depend on the number of workers
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from lvmae.embedding.engine import _work; _work({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
@@ -285,11 +285,10 @@ def _run(files: list[VideoFile], job: _Job, workers: int, timeout: float) -> Ite
     queue = deque(sorted(files, key=_size, reverse=True))  # long ones first, so that no core is idle at the end
     deaths: Counter[str] = Counter()
     pool: list[_Worker] = []
-    threads = max(1, _cores() // max(workers, 1))
     try:
         while queue or pool:
             while len(pool) < workers and len(queue) > sum(not w.held and not w.finishing for w in pool):
-                pool.append(_Worker(job, threads))
+                pool.append(_Worker(job))
             ready = wait([w.connection for w in pool], timeout=min(timeout, 1.0))
             for worker in [w for w in pool if w.connection in ready]:
                 worker.heard = time.monotonic()

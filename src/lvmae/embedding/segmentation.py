@@ -47,7 +47,8 @@ class SegmentRule:
         # A millionth of a step forgives durations that are sums of frame times.
         full = int((duration - self.seconds) / step + 1e-6) + 1 if duration >= self.seconds * (1 - 1e-9) else 0
         starts = np.arange(max(full, 1)) * step
-        ends = starts + self.seconds
+        # Where segments touch, one's end is the next one's start, to the bit.
+        ends = (np.arange(len(starts)) + 1) * step if step == self.seconds else starts + self.seconds
         left = duration - ends[-1]
         if full and left > 1e-6 * step:
             if step == self.seconds and left >= self.seconds / 2:

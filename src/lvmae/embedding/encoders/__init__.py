@@ -62,8 +62,9 @@ def load_encoder(name: str, **options: Any) -> SegmentEncoder:
         ) from None
     encoder = factory(**options)
     if not isinstance(encoder, SegmentEncoder):
-        lacks = [a for a in SegmentEncoder.__protocol_attrs__ if not hasattr(encoder, a)]  # type: ignore[attr-defined]
-        raise InputError(f"{name!r} is not a segment encoder: it lacks {', '.join(sorted(lacks))}.")
+        wanted = {n for n in (*SegmentEncoder.__annotations__, *vars(SegmentEncoder)) if not n.startswith("_")}
+        lacks = sorted(n for n in wanted if not hasattr(encoder, n))
+        raise InputError(f"{name!r} is not a segment encoder: it lacks {', '.join(lacks)}.")
     return encoder
 
 

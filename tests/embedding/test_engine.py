@@ -1,0 +1,306 @@
+"""Videos -> store: what is in it, that nothing is lost or done twice, and what becomes of bad files and dead workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from films import write_film
+
+from lvmae.embedding import EmbedSummary, embed_videos
+from lvmae.embedding.video import decode_segments
+from lvmae.errors import InputError, WorkError
+from lvmae.store import EmbeddingStore
+
+HERE = Path(__file__).parent
+
+
+class Mean:
+    """An encoder without weights: mean brightness of the frames' four rows of blocks. Trouble on request, by file in the way."""
+
+    name, dim, num_frames, image_size, interpolation = "mean", 4, 2, 32, "bilinear"
+    licence, has_text, space_id = "CC0", False, "mean"
+
+    def __init__(self, trouble: str = "") -> None:
+        self.options: dict[str, Any] = {"trouble": trouble} if trouble else {}
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        kind, _, argument = self.options.get("trouble", "").partition("=")
+        if kind == "raise":
+            raise RuntimeError(argument)
+        if kind == "log":
+            time.sleep(0.2)
+            with Path(argument).open("a") as log:
+                log.write("." * len(frames))
+        if kind == "die" and (frames > 200).mean() > 0.9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "hang" and (frames > 200).mean() > 0.9:
+            time.sleep(600)
+        return frames.reshape(len(frames), 2, 4, 8, -1).mean(axis=(1, 3, 4)).astype(np.float32) / 255
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        raise InputError("no text")
+
+    def self_test(self) -> None:
+        if self.options.get("trouble") == "self-test":
+            raise WorkError("it failed its self-test")
+
+
+MEAN = f"{Path(__file__).stem}:Mean"
+WHITE = np.full((64, 64, 3), 255, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six videos of 1 to 6 segments of one second, in two folders."""
+    root = tmp_path_factory.mktemp("videos")
+    (root / "sub").mkdir()
+    for i in range(6):
+        name = f"sub/{i}.mp4" if i % 2 else f"{i}.mp4"
+        times = [40 * k for k in range(25 * (i + 1))]
+        write_film(
+            root / name,
+            times,
+            options={"g": "25"},
+            pictures=lambda k, i=i: np.full((64, 64, 3), (40 * i + k) % 256, np.uint8),
+        )
+    return root
+
+
+def embed(videos: Any, out: Path, **options: Any) -> EmbedSummary:
+    return embed_videos(videos, out, **({"encoder": MEAN, "segment_seconds": 1.0, "workers": 1} | options))
+
+
+def contents(path: Path) -> dict[str, tuple[str, float, bytes, bytes, bytes]]:
+    store = EmbeddingStore.open(path)
+    assert len(set(store.ids)) == len(store.ids)
+    rows = (store[i] for i in range(len(store)))
+    return {
+        r.id: (r.source, r.duration, r.starts.tobytes(), r.ends.tobytes(), np.asarray(r.embeddings).tobytes())
+        for r in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "store"
+    embed(folder, out)
+    return out
+
+
+def test_what_is_in_the_store(folder: Path, plain: Path) -> None:
+    store = EmbeddingStore.open(plain)
+    assert sorted(store.ids) == ["0", "2", "4", "sub/1", "sub/3", "sub/5"]
+    assert store.manifest.segments == {"kind": "fixed", "seconds": 1.0}
+    assert store.manifest.encoder == {"name": MEAN, "options": {}, "licence": "CC0"}
+    record = store[store.index("sub/3")]
+    assert (record.source, record.duration) == (str(folder / "sub/3.mp4"), pytest.approx(4.0))
+    assert record.starts.tolist() == [0, 1, 2, 3]
+    frames = np.stack(
+        list(decode_segments(folder / "sub/3.mp4", record.starts, record.ends, num_frames=2, image_size=32))
+    )
+    np.testing.assert_array_equal(record.embeddings, Mean().encode_video(frames).astype(np.float16))
+
+
+def test_workers_and_batches_change_nothing(folder: Path, plain: Path, tmp_path: Path) -> None:
+    summary = embed(folder, tmp_path / "two", workers=2, batch_size=3)
+    assert (summary.embedded, summary.skipped, summary.failed, summary.segments) == (6, 0, 0, 21)
+    assert summary.seconds_of_video == pytest.approx(21.0)
+    assert contents(tmp_path / "two") == contents(plain)
+
+
+def test_what_is_done_is_not_done_again(folder: Path, plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    embed([folder / "0.mp4", folder / "4.mp4"], out)
+    before = {p: p.stat().st_mtime_ns for p in (out / "data").iterdir()}
+    summary = embed(folder, out)
+    assert (summary.embedded, summary.skipped) == (4, 2)
+    assert contents(out) == contents(plain)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    again = embed(folder, out)
+    assert (again.embedded, again.skipped, again.segments) == (0, 6, 0)
+
+
+def test_bad_files_are_failures_with_reasons(folder: Path, plain: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good = (folder / "sub/5.mp4").read_bytes()
+    (videos / "good.mp4").write_bytes(good)
+    (videos / "empty.mp4").touch()
+    (videos / "half.mp4").write_bytes(good[: len(good) // 2])
+    (videos / "words.mp4").write_text("no video\n" * 100)
+    (videos / "folder.mp4").mkdir()
+    os.mkfifo(videos / "pipe.mp4")
+    summary = embed(videos, tmp_path / "store", workers=2)
+    assert (summary.embedded, summary.failed) == (1, 4)
+    reasons = {f.id: f.reason for f in summary.failures}
+    assert reasons == {f.id: f.reason for f in EmbeddingStore.open(tmp_path / "store").failures}
+    assert reasons["empty"] == "the file is empty"
+    assert "index is missing" in reasons["half"]
+    assert "not a video" in reasons["words"]
+    assert reasons["pipe"] == "not a regular file"
+    assert contents(tmp_path / "store")["good"][4] == contents(plain)["sub/5"][4]
+
+    (videos / "empty.mp4").write_bytes(good)
+    assert embed(videos, tmp_path / "store").embedded == 0  # known failures are left alone
+    mended = embed(videos, tmp_path / "store", retry_failures=True)
+    assert (mended.embedded, mended.failed) == (1, 3)
+
+
+def test_a_film_that_breaks_off_takes_nothing_else_along(folder: Path, plain: Path, tmp_path: Path) -> None:
+    """Truncated in the middle of a batch that holds segments of a good film too."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (150, 64, 64, 3), np.uint8)
+    times = [40 * k for k in range(150)]
+    options = {"g": "10"}
+    whole = write_film(
+        tmp_path / "w.mp4",
+        times,
+        options=options,
+        pictures=lambda k: noise[k],
+        container_options={"movflags": "faststart"},
+    )
+    (videos / "cut.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (videos / "good.mp4").write_bytes((folder / "sub/5.mp4").read_bytes())
+    summary = embed(videos, tmp_path / "store", batch_size=4)
+    assert (summary.embedded, summary.failed, summary.segments) == (1, 1, 6)
+    assert summary.failures[0].reason.startswith("truncated: it says it lasts 6.0 s")
+    assert contents(tmp_path / "store")["good"][4] == contents(plain)["sub/5"][4]
+
+
+@pytest.fixture
+def with_a_white_film(folder: Path, tmp_path: Path) -> Path:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(3):
+        (videos / f"{i}.mp4").write_bytes((folder / "2.mp4").read_bytes())
+    write_film(videos / "white.mp4", [40 * k for k in range(100)], pictures=lambda k: WHITE)
+    return videos
+
+
+@pytest.mark.parametrize(
+    ("trouble", "timeout", "reason"),
+    [("die", 60.0, "its process was ended 2 times while decoding it (signal 9)"), ("hang", 2.0, "no progress for 2 s")],
+)
+def test_workers_that_die_or_hang(
+    with_a_white_film: Path, tmp_path: Path, trouble: str, timeout: float, reason: str
+) -> None:
+    began = time.monotonic()
+    summary = embed(
+        with_a_white_film,
+        tmp_path / "store",
+        workers=2,
+        batch_size=1,
+        timeout=timeout,
+        encoder_options={"trouble": trouble},
+    )
+    assert (summary.embedded, summary.failed) == (3, 1)
+    assert summary.failures[0].id == "white"
+    assert reason in summary.failures[0].reason
+    assert time.monotonic() - began < 60
+
+
+def test_an_encoder_that_fails_ends_the_job(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="RuntimeError: out of luck"):
+        embed(folder, tmp_path / "a", encoder_options={"trouble": "raise=out of luck"})
+    with pytest.raises(WorkError, match="failed its self-test"):
+        embed(folder, tmp_path / "b", encoder_options={"trouble": "self-test"})
+
+
+SCRIPT = """
+import sys
+from lvmae.embedding import embed_videos, engine
+engine._COMMIT_SECONDS = 0.2
+folder, out, log = sys.argv[1:]
+try:
+    embed_videos(folder, out, encoder="test_engine:Mean", encoder_options={"trouble": "log=" + log}, segment_seconds=1.0, workers=2,
+                 batch_size=1)
+except KeyboardInterrupt as stop:
+    print(stop)
+    sys.exit(130)
+"""
+
+
+def _start(folder: Path, out: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(out), str(out.with_suffix(".log"))]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _wait_for_batches(job: subprocess.Popen[str], log: Path, count: int) -> None:
+    """Until the workers of all runs together have encoded so many batches."""
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size >= count):
+        assert time.monotonic() < deadline
+        assert job.poll() is None
+        time.sleep(0.02)
+
+
+def test_killed_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "store", tmp_path / "store.log"
+    kept: dict[Path, bytes] = {}
+    for count in (3, 19):
+        job = _start(folder, out)
+        _wait_for_batches(job, log, count)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        time.sleep(0.5)  # its workers notice that no one listens, and go
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        kept = {path: path.read_bytes() for path in (out / "data").glob("*.parquet")}
+    assert kept  # something had been committed, so there is something to go on from
+    job = _start(folder, out)
+    assert job.wait(timeout=120) == 0
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    embed(folder, tmp_path / "whole", encoder_options={"trouble": f"log={log}"})
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_interrupted_it_keeps_what_is_finished_and_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+    job = _start(folder, tmp_path / "store")
+    _wait_for_batches(job, tmp_path / "store.log", 13)  # the longest video has 6
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 130
+    stored = len(EmbeddingStore.open(tmp_path / "store"))
+    assert 1 <= stored < 6
+    assert f"Stopped. {stored} of 6 videos are in" in said
+    assert "the same command goes on" in said
+
+
+def test_wrong_requests(folder: Path, plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    for videos, options, says in (
+        (tmp_path / "missing", {}, "no file or folder"),
+        (tmp_path / "none", {}, "There is no video in"),
+        (folder, {"encoder": "nonsense"}, "There is no encoder"),
+        (folder, {"workers": 0}, "must be positive"),
+        (folder, {"segment_seconds": 0.0}, "at least 0.1 seconds"),
+    ):
+        with pytest.raises(InputError, match=says):
+            embed(videos, tmp_path / "store", **options)
+    with pytest.raises(InputError, match="segment rule"):
+        embed(folder, plain, segment_seconds=2.0)
+    with pytest.raises(InputError, match="space"):
+        embed(folder, plain, encoder="conse")
+
+
+def test_real_films_with_the_offline_encoder(shared: Path, tmp_path: Path) -> None:
+    """The default path: 5-second segments of two films, the same whether one process works or two."""
+    one = embed_videos(shared / "videos", tmp_path / "one", workers=1)
+    two = embed_videos(shared / "videos", tmp_path / "two", workers=2, batch_size=5)
+    assert (one.embedded, one.segments, two.segments) == (2, 22, 22)
+    assert one.seconds_of_video == pytest.approx(112.17, abs=0.1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    store = EmbeddingStore.open(tmp_path / "one")
+    bunny = store.embeddings(store.index("big_buck_bunny_60s")).astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(bunny, axis=1), 1, atol=2e-3)
+    neighbours = (bunny[1:] * bunny[:-1]).sum(1).mean()
+    assert neighbours > (bunny @ bunny.T)[~np.eye(len(bunny), dtype=bool)].mean() + 0.05  # time is in it
