@@ -65,7 +65,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["lvmae.pretraining", "training_process"])
+        self._context.set_forkserver_preload(["lvmae.pretraining", "pandas", "matplotlib.backends.backend_agg"])
 
     def start(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> multiprocessing.process.BaseProcess:
         process = self._context.Process(target=function, args=args, kwargs=kwargs)

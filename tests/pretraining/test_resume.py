@@ -44,8 +44,14 @@ def steps(run: Path) -> list[str]:
 def test_an_uninterrupted_run(uninterrupted):
     records = read_metrics(uninterrupted)
     assert [r["step"] for r in records if "lr" in r] == list(range(1, 13))
-    assert [(r["step"], r["epoch"]) for r in records if "val_loss" in r and "event" not in r] == [(4, 1.0), (8, 2.0), (12, 3.0)]
-    assert [r["lr"] for r in records if "lr" in r][:5] == pytest.approx([p * 0.5 * 3 / 256 for p in (0.25, 0.5, 0.75, 1, 1)])
+    assert [(r["step"], r["epoch"]) for r in records if "val_loss" in r and "event" not in r] == [
+        (4, 1.0),
+        (8, 2.0),
+        (12, 3.0),
+    ]
+    assert [r["lr"] for r in records if "lr" in r][:5] == pytest.approx(
+        [p * 0.5 * 3 / 256 for p in (0.25, 0.5, 0.75, 1, 1)]
+    )
     assert records[-1]["event"] == "finished"
     assert steps(uninterrupted) == ["step-00000009", "step-00000012"]
     assert json.loads((uninterrupted / "recipe.json").read_text())["recipe"] == small().to_dict()
@@ -70,9 +76,10 @@ def test_an_uninterrupted_run(uninterrupted):
 def test_killed_and_started_again(store, processes, uninterrupted, tmp_path, function, call, when):
     out = tmp_path / "run"
     assert processes.run(train, store, out, small(), spot=(function, call, when)) == KILLED
-    assert not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes() != (
-        uninterrupted / "metrics.jsonl"
-    ).read_bytes()
+    assert (
+        not (out / "metrics.jsonl").exists()
+        or (out / "metrics.jsonl").read_bytes() != (uninterrupted / "metrics.jsonl").read_bytes()
+    )
     assert processes.run(train, store, out, small()) == 0
     assert same(out, uninterrupted)
     assert steps(out) == steps(uninterrupted)

@@ -35,7 +35,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the loss a step, and the cosines of validation with their floors, as one PNG."""
     steps = [r for r in records if "loss" in r]
     checks = [r for r in records if "val_loss" in r and "event" not in r]
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.97, wspace=0.22)
     loss_axes, cosine_axes = figure.subplots(1, 2)
     loss_axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], lw=0.8, label="training")
     if checks:

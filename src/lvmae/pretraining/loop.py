@@ -43,6 +43,8 @@ from lvmae.store import EmbeddingStore, Manifest
 
 log = logging.getLogger(__name__)
 
+_DRAW_SECONDS = 60.0  # between drawings of the curves, which is slow beside a short run
+
 Stores = str | Path | EmbeddingStore | Sequence[str | Path | EmbeddingStore]
 
 
@@ -136,6 +138,7 @@ class _Training:
         self.recorded: list[_Recorded] = []
         self.last_loss = float("nan")
         self.checked: dict[str, float] = {}
+        self.drawn_at = time.monotonic()
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -295,7 +298,9 @@ class _Training:
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             self.checkpoints.save(snapshot, self.config, state)
-            draw_curves(read_metrics(self.folder.path), self.folder.path / "loss.png")
+            if time.monotonic() - self.drawn_at >= _DRAW_SECONDS:
+                draw_curves(read_metrics(self.folder.path), self.folder.path / "loss.png")
+                self.drawn_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
     def _finish(self) -> None:
