@@ -13,10 +13,11 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from lvmae.errors import InputError, WorkError
 from lvmae.model import LVMAEModel
@@ -88,11 +89,12 @@ def load_run_encoder(run: str | Path) -> LVMAEModel:
     """
     run_fingerprint(run)
     try:
-        model, loading = LVMAEModel.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        loaded: Any = LVMAEModel.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if loading["missing_keys"]:  # which transformers fills with random values
-        some = sorted(loading["missing_keys"])[0]
+    model, report = loaded
+    if report["missing_keys"]:  # which transformers fills with random values
+        some = sorted(report["missing_keys"])[0]
         raise InputError(
             f"{run} holds no LV-MAE encoder: its weights lack {some}; give the folder `lvmae pretrain` wrote"
         )

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lvmae.errors import InputError
-from lvmae.progress import progress
 from lvmae.store import REPRESENTATIONS, EmbeddingStore, l2_normalize
 
 RAW = "raw embeddings"
@@ -68,7 +67,7 @@ def load_features(
     learnt = store.kind == REPRESENTATIONS
     tokens: list[NDArray[Any]] = []
     means = np.empty((len(places), store.dim), np.float32)
-    for row, place in enumerate(progress(places.tolist(), desc="read features", unit="videos")):
+    for row, place in enumerate(places.tolist()):
         if spans is None:
             tokens.append(store.embeddings(place))
         else:

@@ -114,8 +114,8 @@ def load_labels(path: str | Path, *, kind: str | None = None, known: Sequence[st
         _refuse_repeats(path, [{**row, "id": known[place]} for row, place in matched])
     labels = [row["label"] for row in rows]
     kind = kind or _kind_of(labels)
-    targets, classes = _TARGETS[kind](path, labels)
     splits = _splits(path, rows)
+    targets, classes = _TARGETS[kind](path, labels)
     if splits is not None and kind == "classification":
         for number, name in enumerate(classes):
             if not ((targets == number) & (splits == "train")).any():

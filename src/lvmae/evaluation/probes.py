@@ -137,7 +137,7 @@ def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSe
     The epoch of the best val score is kept, of equals that of the lower val loss; test is looked at once, with that
     epoch's weights.
     """
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = probe_device(settings)
     rows = task.split(seed)
     outputs_dim = len(task.classes) or 1
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, _INIT_STREAM]).integers(2**62)))
@@ -201,6 +201,11 @@ def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSe
     )
 
 
+def probe_device(settings: ProbeSettings) -> torch.device:
+    """Where probes are trained."""
+    return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def heads_for(dim: int) -> int:
     """The most heads of at least 64 that divide the width; 16 for the paper's 1024."""
     return next(h for h in range(max(1, dim // 64), 0, -1) if dim % h == 0)
@@ -223,7 +228,8 @@ def _outputs(found: Tensor, offset: float) -> NDArray[np.float64]:
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    # Torch's own initialisation would draw from the global generator.
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[no-untyped-call]
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)

@@ -10,19 +10,23 @@ width 384 and 1,000 steps some seconds a seed on two cores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lvmae.errors import InputError
-from lvmae.evaluation.features import load_features
+from lvmae.evaluation.features import Features, load_features
 from lvmae.evaluation.labels import SPLITS, Task, found_in, load_labels
 from lvmae.evaluation.metrics import METRICS, interval, score
-from lvmae.evaluation.probes import PROBES, ProbeSettings, fit
+from lvmae.evaluation.probes import PROBES, Fitted, ProbeSettings, fit, probe_device
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.progress import progress
 from lvmae.store import EMBEDDINGS, EmbeddingStore
+
+_MOST_WORKERS = 8  # an attentive probe of width 1024 holds 200 MB
 
 
 def probe(
@@ -68,33 +72,28 @@ def probe(
     task, places = found_in(labels, store.ids)
     sets = [load_features(s, places if s is store else _same_videos(s, store, places), task.spans) for s in stores]
 
-    rows: list[ProbeRow] = []
     splits = [task.split(seed) for seed in range(seeds)]
-    with progress(desc=f"probe {task.name}", unit="runs", total=len(sets) * len(probes) * seeds) as bar:
-        for part in sets:
-            for name in probes:
-                fitted = []
-                for seed in range(seeds):
-                    fitted.append(fit(name, part, task, seed, settings))
-                    bar.update(1)
-                values = [
-                    score(task.kind, f.outputs, task.targets[split["test"]])
-                    for f, split in zip(fitted, splits, strict=True)
-                ]
-                answered = [(f.outputs, split["test"]) for f, split in zip(fitted, splits, strict=True)]
-                rows.append(
-                    ProbeRow(
-                        features=part.name,
-                        probe=name,
-                        mean=float(np.mean(values)),
-                        std=float(np.std(values, ddof=1)) if seeds > 1 else 0.0,
-                        values=tuple(values),
-                        interval=interval(task.kind, answered, task.targets, settings.bootstrap),
-                        epochs=tuple(f.epoch for f in fitted),
-                        steps=fitted[0].steps,
-                        paper_steps=fitted[0].paper_steps,
-                    )
-                )
+    runs = [(part, name, seed) for part in sets for name in probes for seed in range(seeds)]
+    fitted = _fit_all(runs, task, settings)
+    rows: list[ProbeRow] = []
+    for first in range(0, len(runs), seeds):
+        part, name, _ = runs[first]
+        found = fitted[first : first + seeds]
+        answered = [(f.outputs, split["test"]) for f, split in zip(found, splits, strict=True)]
+        values = [score(task.kind, outputs, task.targets[tested]) for outputs, tested in answered]
+        rows.append(
+            ProbeRow(
+                features=part.name,
+                probe=name,
+                mean=float(np.mean(values)),
+                std=float(np.std(values, ddof=1)) if seeds > 1 else 0.0,
+                values=tuple(values),
+                interval=interval(task.kind, answered, task.targets, settings.bootstrap),
+                epochs=tuple(f.epoch for f in found),
+                steps=found[0].steps,
+                paper_steps=found[0].paper_steps,
+            )
+        )
     return ProbeTable(
         task=task.name,
         kind=task.kind,
@@ -108,6 +107,30 @@ def probe(
         missing=task.missing,
         settings={k: v for k, v in asdict(settings).items() if k != "device"},
     )
+
+
+def _fit_all(runs: list[tuple[Features, str, int]], task: Task, settings: ProbeSettings) -> list[Fitted]:
+    """Fits side by side, one a core, each on one thread: a probe's steps are too small to share, and so the figures do not
+    depend on how many cores there are."""
+    threads = torch.get_num_threads()
+    on_gpu = probe_device(settings).type != "cpu"
+    torch.set_num_threads(1)
+    try:
+        with (
+            ThreadPoolExecutor(1 if on_gpu else min(threads, _MOST_WORKERS)) as pool,
+            progress(desc=f"probe {task.name}", unit="fits", total=len(runs)) as bar,
+        ):
+            futures = [pool.submit(fit, name, part, task, seed, settings) for part, name, seed in runs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(1)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chance(task: Task, seeds: int) -> dict[str, float]:

@@ -122,9 +122,9 @@ class ProbeTable:
         values = json.loads(text)
         for key in ("classes", "missing"):
             values[key] = tuple(values[key])
+        rows: list[dict[str, Any]] = values["rows"]
         values["rows"] = tuple(
-            ProbeRow(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
-            for row in values["rows"]
+            ProbeRow(**row | {key: tuple(row[key]) for key in ("values", "interval", "epochs")}) for row in rows
         )
         return cls(**values)
 

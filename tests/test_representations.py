@@ -1,0 +1,171 @@
+"""Representations: what is stored is what the encoder computes, kept, resumed, and refused where it does not belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lvmae import representations
+from lvmae.errors import InputError, WorkError
+from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
+from lvmae.representations import load_run_encoder, represent, run_fingerprint
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
+
+D = 16
+LENGTHS = [3, 1, 40, 7, 20, 7]
+SEGMENTS = {"kind": "fixed", "seconds": 5.0}
+
+
+def _store(path: Path, lengths: list[int], *, space: str = "space", dim: int = D, first: int = 0) -> EmbeddingStore:
+    rng = np.random.default_rng([first, dim])
+    with StoreWriter(path, Manifest(space, dim, SEGMENTS, {"name": "toy"})) as writer:
+        for number, length in enumerate(lengths, first):
+            starts = np.arange(length) * 5.0
+            embeddings = 3 * rng.normal(size=(length, dim))
+            writer.add(VideoRecord(f"v{number}", f"v{number}.mp4", length * 5.0, starts, starts + 5, embeddings))
+    return EmbeddingStore.open(path)
+
+
+def _run(path: Path, *, seed: int = 0, space: str = "space", dim: int = D) -> Path:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": dim, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * dim}
+    decoder = {"decoder_hidden_size": dim, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = LVMAEConfig(**sizes, **decoder, decoder_intermediate_size=dim, max_segments=32, space_id=space)
+    LVMAEForPreTraining(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return _store(tmp_path / "store", LENGTHS)
+
+
+def test_packed_batches_equal_one_video_at_a_time(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    reps = represent(run, store, tmp_path / "reps", batch_tokens=30)
+    model = LVMAEModel.from_pretrained(run).eval()
+    assert (reps.kind, reps.ids, reps.lengths.tolist()) == ("representations", store.ids, LENGTHS)
+    for before, after in zip(store, reps, strict=True):
+        unit = F.normalize(torch.from_numpy(before.embeddings.astype(np.float32)), dim=-1)
+        with torch.inference_mode():
+            alone = model(inputs_embeds=unit[None]).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(after.cls, alone[0], atol=2e-5)
+        np.testing.assert_allclose(after.mean, alone[1:].mean(axis=0), atol=2e-5)
+        np.testing.assert_allclose(after.embeddings, alone[1:], atol=2e-3)  # half precision
+        np.testing.assert_array_equal(after.starts, before.starts)
+        np.testing.assert_array_equal(after.ends, before.ends)
+        assert (after.source, after.duration) == (before.source, before.duration)
+
+
+def test_the_manifest_says_what_they_were_made_from(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    reps = represent(run, store, tmp_path / "reps")
+    assert reps.manifest.run == {"path": str(run), "fingerprint": run_fingerprint(run), "store": store.path}
+    assert reps.space_id == f"space+lvmae-{run_fingerprint(run)[:12]}"
+    assert reps.manifest.segments == SEGMENTS
+
+
+def test_a_second_call_computes_nothing(
+    run: Path, store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = represent(run, store, tmp_path / "reps")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the encoder ran again")
+
+    monkeypatch.setattr(representations, "_represented", refuse)
+    assert represent(run, store, tmp_path / "reps").fingerprint == first.fingerprint
+
+
+def test_interrupted_and_grown_it_computes_the_rest(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store(tmp_path / "store", LENGTHS)
+    whole = represent(run, store, tmp_path / "whole")
+    real, batches = representations._represented, []
+
+    def interrupted(model: LVMAEModel, store: EmbeddingStore, batch: list[int], device: torch.device) -> object:
+        batches.append(batch)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return real(model, store, batch, device)
+
+    monkeypatch.setattr(representations, "_represented", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        represent(run, store, tmp_path / "reps", batch_tokens=30)
+    assert EmbeddingStore.open(tmp_path / "reps").ids == ["v0", "v1"]
+    resumed = represent(run, store, tmp_path / "reps", batch_tokens=30)
+    assert batches[1:] == [[2], [2], [3, 4], [5]]
+    assert resumed.ids == whole.ids
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_allclose(one.mean, other.mean, atol=2e-5)
+    grown = represent(run, _store(tmp_path / "store", [2, 5], first=6), tmp_path / "reps")
+    assert grown.lengths.tolist() == [*LENGTHS, 2, 5]
+
+
+def test_a_changed_run_is_refused_unless_overwritten(store: EmbeddingStore, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", seed=1)
+    before = represent(run, store, tmp_path / "reps").mean_features.copy()
+    _run(tmp_path / "run", seed=2)
+    with pytest.raises(InputError, match=r"made by another run .* or this one before it changed"):
+        represent(run, store, tmp_path / "reps")
+    after = represent(run, store, tmp_path / "reps", overwrite=True)
+    assert len(after) == len(LENGTHS)
+    assert np.abs(after.mean_features - before).max() > 0.1
+
+
+def test_a_moved_run_is_the_same_run(store: EmbeddingStore, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run")
+    reps = represent(run, store, tmp_path / "reps")
+    moved = run.rename(tmp_path / "moved")
+    assert represent(moved, store, tmp_path / "reps").fingerprint == reps.fingerprint
+
+
+def test_what_does_not_belong_together_is_refused(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    other_space = _store(tmp_path / "other", [2], space="elsewhere")
+    with pytest.raises(InputError, match=r"trained on the space space and .* is of elsewhere"):
+        represent(run, other_space, tmp_path / "x")
+    unnamed = _run(tmp_path / "unnamed", space="")
+    assert len(represent(unnamed, other_space, tmp_path / "y")) == 1
+    with pytest.raises(InputError, match=r"takes embeddings 16 wide and those of .* are 8 wide"):
+        represent(unnamed, _store(tmp_path / "narrow", [2], dim=8), tmp_path / "x")
+    reps = represent(run, store, tmp_path / "reps")
+    with pytest.raises(InputError, match="holds representations; give the store of embeddings"):
+        represent(run, reps, tmp_path / "x")
+    with pytest.raises(InputError, match="holds embeddings; choose another place"):
+        represent(run, store, other_space.path)
+    with pytest.raises(InputError, match=r"holds videos that are not in"):
+        represent(run, _store(tmp_path / "part", [2], first=50), tmp_path / "reps")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(store: EmbeddingStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run"):
+        represent(tmp_path / "absent", store, tmp_path / "reps")
+    broken = _run(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_run_encoder(broken)
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    run = _run(tmp_path / "run")
+    save_file({"some.weight": torch.zeros(2)}, run / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="holds no LV-MAE encoder"):
+        load_run_encoder(run)
+
+
+def test_a_diverged_run_is_reported(store: EmbeddingStore, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run")
+    model = LVMAEForPreTraining.from_pretrained(run)
+    torch.nn.init.constant_(model.lvmae.norm.bias, torch.nan)
+    model.save_pretrained(run)
+    with pytest.raises(WorkError, match="not finite on video 'v0'"):
+        represent(run, store, tmp_path / "reps")
