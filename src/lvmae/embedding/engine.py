@@ -12,11 +12,13 @@ was in flight, and the same command goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -100,7 +102,7 @@ def embed_videos(
     job = _Job(encoder, model.options, rule, batch_size)
     embedded = segments = 0
     seconds = 0.0
-    with StoreWriter(out, manifest, flush_seconds=_COMMIT_SECONDS) as writer:
+    with _interruptible() as stop, StoreWriter(out, manifest, flush_seconds=_COMMIT_SECONDS) as writer:
         skipped = sum(file.id in writer.done for file in files)
         todo = [f for f in files if f.id not in writer.done and (retry_failures or f.id not in writer.failed)]
         if todo:
@@ -108,7 +110,7 @@ def embed_videos(
         del model  # the workers have their own; this process only minds them
         meter = _Meter(todo)
         try:
-            for file, event in _run(todo, job, min(workers or _cores(), max(len(todo), 1)), timeout):
+            for file, event in _run(todo, job, min(workers or _cores(), max(len(todo), 1)), timeout, stop):
                 meter.saw(file, event, seconds_of_video=seconds)
                 if isinstance(event, VideoRecord):
                     writer.add(event)
@@ -117,13 +119,13 @@ def embed_videos(
                     writer.fail(event.id, event.path, event.reason)
                 elif meter.commit_due():
                     writer.commit()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
-            ) from None
         finally:
             meter.close()
         reasons = dict(writer.failed)
+    if meter.ended < len(todo):
+        raise KeyboardInterrupt(
+            f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
+        )
     failures = tuple(
         Failure(f.id, str(f.path), reasons[f.id]) for f in files if f.id in reasons and f.id not in writer.done
     )
@@ -280,13 +282,15 @@ class _Worker:
         return self.process.wait()
 
 
-def _run(files: list[VideoFile], job: _Job, workers: int, timeout: float) -> Iterator[tuple[VideoFile, Event]]:
-    """Minds the workers: yields each file's events; every file ends in exactly one VideoRecord or Failure."""
+def _run(
+    files: list[VideoFile], job: _Job, workers: int, timeout: float, stop: threading.Event
+) -> Iterator[tuple[VideoFile, Event]]:
+    """Minds the workers: yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
     queue = deque(sorted(files, key=_size, reverse=True))  # long ones first, so that no core is idle at the end
     deaths: Counter[str] = Counter()
     pool: list[_Worker] = []
     try:
-        while queue or pool:
+        while (queue or pool) and not stop.is_set():
             while len(pool) < workers and len(queue) > sum(not w.held and not w.finishing for w in pool):
                 pool.append(_Worker(job))
             ready = wait([w.connection for w in pool], timeout=min(timeout, 1.0))
@@ -349,6 +353,25 @@ def _mourn(worker: _Worker, queue: deque[VideoFile], deaths: Counter[str]) -> It
                 suspect.id, str(suspect.path), f"its process was ended {_ATTEMPTS} times while decoding it ({how})"
             ),
         )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Sets the event at the first Ctrl-C, so that it never falls into a commit; the second one interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _cores() -> int:
