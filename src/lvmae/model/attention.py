@@ -48,8 +48,16 @@ class Attend(Protocol):
 
 
 def outside_graph(function: Function) -> Function:
-    """Keeps what depends on a batch's lengths out of compiled graphs: they would be compiled anew for each batch."""
+    """Keeps a function that depends on a batch's lengths, and all it calls, out of compiled graphs.
+
+    Lengths are host-side lists: inside a graph, each batch would be compiled anew.
+    """
     return cast(Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+
+def around_graphs(function: Function) -> Function:
+    """Runs a function as it is under torch.compile, while the blocks it calls are compiled."""
+    return cast(Function, torch.compiler.disable(function, recursive=False))  # type: ignore[no-untyped-call]
 
 
 def starts_of(lengths: Sequence[int]) -> Indices:
@@ -162,6 +170,7 @@ class GroupedAttention:
             )
         return cls(tuple(groups), to_device(order, device))
 
+    @outside_graph  # the number of groups changes from batch to batch
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype = q.dtype
         on_cpu = q.device.type == "cpu"

@@ -8,9 +8,9 @@ places alone unless everything is asked for.
     visible ──► + positions, [CLS] in front ──► blocks ──► norm ──► Linear ─┐
     masked  ──► mask token ─────────────────────────────────────────────────┴► + positions ──► blocks ──► norm ──► Linear
 
-torch.compile: what depends on a batch's lengths is planned outside the graph, so `torch.compile(model)` works, and
-`for block in model.blocks(): block.compile(dynamic=True)` compiles one graph for all layers of a kind, which is faster
-to start.
+torch.compile: what depends on a batch's lengths is planned eagerly and the transformer blocks are what is compiled,
+once for all lengths, whether by `torch.compile(model)` or by `for block in model.blocks():
+block.compile(dynamic=True)`.
 
 Shapes: B sequences, S places padded, N real tokens of a batch in one row, M = N + B with a [CLS] in front of each sequence,
 V = visible tokens + B, D width, H heads, C channels a head.
@@ -31,7 +31,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .attention import Attend, plan_attention, to_device
+from .attention import Attend, around_graphs, outside_graph, plan_attention, to_device
 from .configuration_lvmae import LVMAEConfig
 from .official import read_official_checkpoint, write_official_checkpoint
 from .packing import Batch, Layout, Windows
@@ -140,6 +140,7 @@ class LVMAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pred = nn.Linear(width, config.hidden_size)
 
+    @around_graphs
     def forward(
         self,
         latent: Tensor,
@@ -192,6 +193,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         elif isinstance(module, LVMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
+    @outside_graph
     def _plan(self, queries: Sequence[int], keys: Sequence[int], head_dim: int) -> Attend:
         """The attention plan of a batch, for the kind of numbers that this forward pass computes in."""
         device = self.device
@@ -216,6 +218,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @around_graphs
     def forward(
         self,
         inputs_embeds: Tensor,
@@ -248,6 +251,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
+    @around_graphs
     def encode(
         self, tokens: Tensor, layout: Layout, kept: Tensor | None = None, kept_lengths: Sequence[int] | None = None
     ) -> Tensor:
@@ -272,6 +276,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
             row = block(row, attend)
         return cast(Tensor, self.norm(row))
 
+    @around_graphs
     def _encode_in_windows(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Encodes overlapping windows of `max_segments`; (N,D) -> (M,D).
 
@@ -304,6 +309,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         yield from self.lvmae.blocks
         yield from self.decoder.blocks
 
+    @around_graphs
     def forward(
         self,
         inputs_embeds: Tensor,

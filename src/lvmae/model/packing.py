@@ -52,6 +52,7 @@ class Layout:
             token_index=to_device(np.cumsum(places > 0) - 1, device),
         )
 
+    @outside_graph
     def token_of(self, rows: Tensor) -> Tensor:
         """Which of the N tokens lie in these rows of the full row."""
         return self.token_index.index_select(0, rows)
@@ -160,6 +161,7 @@ class Batch:
         kept = sum(self.num_visible) + len(self.lengths)
         return rows[:kept], rows[kept:]
 
+    @outside_graph
     def with_cls(self, row: Tensor, layout: Layout) -> Tensor:
         """(M,D) -> (B,S+1,D) or packed (1,M,D)."""
         if self.shape is None:
@@ -174,6 +176,7 @@ class Batch:
         flat = flat.index_copy(0, self.slots + sequence + 1, row.index_select(0, layout.token_rows))
         return flat.view(batch, places + 1, -1)
 
+    @outside_graph
     def without_cls(self, predicted: Tensor, tokens: Tensor) -> Tensor:
         """Predictions (Q,D) of the tokens with these indices (Q) -> (B,S,D) or packed (1,N,D), zeros elsewhere."""
         batch, places = self.shape or (1, len(self.tokens))
