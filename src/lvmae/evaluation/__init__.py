@@ -1,9 +1,23 @@
 """Frozen features, probed: tasks and labels, the paper's probes, tables."""
 
+from lvmae.evaluation.benchmark import PUBLISHED, LVUResult, probe_lvu
 from lvmae.evaluation.labels import Task, load_labels
 from lvmae.evaluation.probes import ProbeSettings
 from lvmae.evaluation.probing import probe
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.evaluation.tasks import LVU, TASKS, load_task
 
-__all__ = ["LVU", "TASKS", "ProbeRow", "ProbeSettings", "ProbeTable", "Task", "load_labels", "load_task", "probe"]
+__all__ = [
+    "LVU",
+    "PUBLISHED",
+    "TASKS",
+    "LVUResult",
+    "ProbeRow",
+    "ProbeSettings",
+    "ProbeTable",
+    "Task",
+    "load_labels",
+    "load_task",
+    "probe",
+    "probe_lvu",
+]

@@ -37,6 +37,10 @@ _TEST_SHARE = _VAL_SHARE = 0.2
 _SPLIT_STREAM = 1  # tells this use of a seed from the others, so that two streams are never the same
 
 
+class TooFewVideosError(InputError):
+    """A store has too few of a task's videos to train, validate and test on."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a probe is to learn.
@@ -156,7 +160,7 @@ def found_in(task: Task, known: Sequence[str]) -> tuple[Task, NDArray[np.intp]]:
     """The part of a task whose videos a store has, what is missing noted, and where in the store each one is.
 
     Raises:
-        InputError: where train, val or test is left empty, or training with fewer than two classes.
+        TooFewVideosError: where train, val or test is left empty, or training with fewer than two classes.
     """
     matched = match_ids(task.ids, known, task.name)
     rows = np.array([row for row, index in enumerate(matched) if index is not None], dtype=np.intp)
@@ -167,12 +171,12 @@ def found_in(task: Task, known: Sequence[str]) -> tuple[Task, NDArray[np.intp]]:
     parts = here.split(0)
     empty = [name for name in SPLITS if not len(parts[name])]
     if empty:
-        raise InputError(
+        raise TooFewVideosError(
             f"the store has {len(here)} of the {len(task)} videos of {task.name}, and none for {' and '.join(empty)}; "
             "embed more of them"
         )
     if task.kind == "classification" and len(set(here.targets[parts["train"]].tolist())) < 2:
-        raise InputError(f"the store's training videos of {task.name} are all of one class; embed more of them")
+        raise TooFewVideosError(f"the store's training videos of {task.name} are all of one class; embed more of them")
     return here, places
 
 

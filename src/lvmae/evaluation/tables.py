@@ -93,21 +93,11 @@ class ProbeTable:
     def to_text(self) -> str:
         """For a terminal: aligned columns, figures to the right."""
         header, rows = self.cells()
-        widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in (header, *rows)
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, "", *self.notes()])
+        return "\n".join([*aligned(header, rows), "", *self.notes()])
 
     def to_markdown(self) -> str:
         header, rows = self.cells()
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, *rows)]
-        lines.insert(1, "|---|---|" + "---:|" * (len(header) - 2))
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes())])
+        return "\n".join([*markdown(header, rows), "", *(f"- {note}" for note in self.notes())])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings; all of `missing`."""
@@ -130,3 +120,22 @@ class ProbeTable:
 
     def _figure(self, value: float) -> str:
         return f"{value:.3f}" if self.kind == "regression" else f"{value:.1f}"
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table for a terminal: two columns of names to the left, figures to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (header, *rows)
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of the same table in Markdown."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, *rows)]
+    return [lines[0], "|---|---|" + "---:|" * (len(header) - 2), *lines[1:]]
