@@ -189,7 +189,7 @@ def decode_segments(
     waiting: dict[int, np.ndarray] = {}
     missing: dict[int, int] = {}
     owed = 0
-    for segment, k, picture in _pick(path, times, convert, end=float(ends.max()), skip=skip):
+    for segment, k, picture in _pick(path, times, convert, end=float(ends.max(initial=0.0)), skip=skip):
         frames = waiting.setdefault(segment, np.empty((num_frames, image_size, image_size, 3), np.uint8))
         frames[k] = picture
         missing[segment] = missing.get(segment, num_frames) - 1
