@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lvmae.recipes import Recipe, named
 from lvmae.store import Manifest, StoreWriter, VideoRecord
@@ -20,12 +21,14 @@ SMALL: dict[str, Any] = {
     "decoder_width": 8,
     "decoder_layers": 1,
     "decoder_heads": 2,
+    "mask_ratio": 0.5,
     "epochs": 3,
     "warmup_epochs": 1,
     "batch_size": 3,
     "base_lr": 0.5,
     "checkpoint_every": 3,
     "log_every": 2,
+    "validate_every": 1,
     "val_fraction": 0.17,
 }
 
@@ -35,8 +38,10 @@ def small(**settings: Any) -> Recipe:
     return named("tiny").with_settings({**SMALL, **settings})
 
 
-def write_store(path: Path, lengths: list[int], *, dim: int = 16, seed: int = 0, space_id: str = "planted") -> Path:
-    """Videos that run through the same four events in the same order, from a first one of their own."""
+def write_store(
+    path: Path, lengths: list[int], *, dim: int = 16, seed: int = 0, space_id: str = "planted", in_step: bool = False
+) -> Path:
+    """Videos that run through the same four events in the same order, from a first one of their own, or all `in_step`."""
     generator = np.random.default_rng(seed)
     events = np.linalg.qr(generator.normal(size=(dim, dim)))[0]
     manifest = Manifest(
@@ -47,7 +52,7 @@ def write_store(path: Path, lengths: list[int], *, dim: int = 16, seed: int = 0,
     )
     with StoreWriter(path, manifest, shard_bytes=8192) as writer:
         for video, length in enumerate(lengths):
-            order = (generator.integers(4) + np.arange(length)) % 4
+            order = ((0 if in_step else generator.integers(4)) + np.arange(length)) % 4
             times = np.arange(length) * 5.0
             embeddings = events[order] + 0.02 * generator.normal(size=(length, dim))
             writer.add(VideoRecord(f"v{video:03d}", f"v{video:03d}.mp4", 5.0 * length, times, times + 5.0, embeddings))
@@ -58,6 +63,15 @@ def write_store(path: Path, lengths: list[int], *, dim: int = 16, seed: int = 0,
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 videos of 6 to 28 segments."""
     return write_store(tmp_path_factory.mktemp("planted") / "store", list(range(6, 30, 2)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost more than these models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Processes:

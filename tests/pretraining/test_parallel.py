@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small, write_store
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from training_process import train
 
+from conftest import small, write_store
 from lvmae.errors import InputError
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.pretraining.data import TrainingData

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small
 from safetensors.numpy import load_file
 from training_process import train
 
+from conftest import small
 from lvmae.errors import InputError, WorkError
 from lvmae.pretraining import pretrain, read_metrics
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(interrupted, store, 
 def test_with_no_whole_checkpoint_left_it_does_not_start_over_by_itself(interrupted, store):
     for path in (interrupted / "checkpoints").iterdir():
         (path / "state.json").unlink()
-    with pytest.raises(WorkError, match="Every checkpoint in .* is damaged: restore one, or remove the folder"):
+    with pytest.raises(WorkError, match=r"Every checkpoint in .* is damaged: restore one, or remove the folder"):
         pretrain(store, interrupted, recipe=small())
     assert len(steps(interrupted)) == 2
 

@@ -68,7 +68,7 @@ def _arm(function: str, call: int, when: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         result = real(*args, **kwargs)
         if when == "half a file":
-            os.truncate(args[1], os.path.getsize(args[1]) // 2)
+            os.truncate(args[1], args[1].stat().st_size // 2)
         if when == "half a line":
             folder = args[0]
             os.ftruncate(folder._metrics, os.fstat(folder._metrics).st_size - 20)
