@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LVMAEError as error:
         print(f"lvmae {arguments.command}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"\nlvmae {arguments.command}: interrupted; run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; run the same command again to go on"
+        print(f"\nlvmae {arguments.command}: {said}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, as in `lvmae inspect store | head`.
