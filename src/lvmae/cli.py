@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,14 @@ import lvmae
 from lvmae.errors import InputError, LVMAEError
 
 
+_DOWNLOADING = frozenset({"embed", "search", "serve"})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
+    if arguments.command not in _DOWNLOADING:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
     try:
         code: int = arguments.call(arguments)
     except LVMAEError as error:
