@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from typing import Any
 import lvmae
 from lvmae.errors import InputError, LVMAEError
 
-
 _DOWNLOADING = frozenset({"embed", "search", "serve"})
 
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command not in _DOWNLOADING:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
+    _tell()
     try:
         code: int = arguments.call(arguments)
     except LVMAEError as error:
@@ -40,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return code
+
+
+def _tell() -> None:
+    """Shows what our own loggers say, on standard error, as plain sentences."""
+    logger = logging.getLogger("lvmae")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:
