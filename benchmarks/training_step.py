@@ -372,6 +372,13 @@ def measure(
     return result
 
 
+def cpu_has_bf16() -> bool:
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text().split()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -392,7 +399,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="videos a step")
     parser.add_argument("--batches", type=int, help="steps timed, each on other windows; 3, or 30 on a GPU")
     parser.add_argument("--mask-ratio", type=float, default=0.5)
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="both, or bf16 on a GPU")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "bf16"),
+        help="default: fp32, and bf16 where the CPU has it; bf16 on a GPU",
+    )
     parser.add_argument("--workload", nargs="+", choices=tuple(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the packed model's blocks")
@@ -415,7 +427,10 @@ def main() -> None:
         "compiled": args.compile,
         "results": {},
     }
-    for precision in args.precision or (["bf16"] if cuda else ["fp32", "bf16"]):
+    precisions = args.precision or (["bf16"] if cuda else ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"])
+    if not cuda and "bf16" not in precisions:
+        report["note"] = "no bf16: this CPU has no instructions for it"
+    for precision in precisions:
         for workload in args.workload:
             rng = np.random.default_rng([args.seed, list(WORKLOADS).index(workload)])
             count = args.batches or (30 if cuda else 3)

@@ -239,6 +239,18 @@ def test_compiled_blocks_give_the_same_and_compile_once(make_model: MakeModel, e
     assert compiled == [compiled[0]] * 4, "batches of other lengths should not be compiled anew"
 
 
+def test_a_packed_step_never_waits_for_the_device(make_model: MakeModel, example: Any) -> None:
+    """On the meta device there are no values: whatever asked for one would fail."""
+    model = make_model().to("meta")
+    batch = example([40, 90, 3], 24).packed
+    on_device = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
+    output = model(**on_device)
+    output.loss.backward()
+    assert output.reconstruction.shape == batch["inputs_embeds"].shape
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.lvmae(on_device["inputs_embeds"], lengths=batch["lengths"]).last_hidden_state.shape == (1, 136, 24)
+
+
 def test_the_last_decoder_layer_runs_on_masked_places_alone(make_model: MakeModel, example: Any) -> None:
     model = make_model()
     batch = example([40, 90], model.config.hidden_size)

@@ -18,6 +18,7 @@ C channels a head, R rows of width W.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -178,7 +179,7 @@ class GroupedAttention:
             # The CPU kernel's backward in half precision is several times slower than in float32, and less exact.
             q, k, v = q.float(), k.float(), v.float()
         outputs = []
-        with torch.autocast(q.device.type, enabled=torch.is_autocast_enabled(q.device.type) and not on_cpu):
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             for group in self.groups:
                 out_RHWC = F.scaled_dot_product_attention(
                     _gather(q, group.queries, group.rows),

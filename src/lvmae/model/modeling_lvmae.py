@@ -197,7 +197,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def _plan(self, queries: Sequence[int], keys: Sequence[int], head_dim: int) -> Attend:
         """The attention plan of a batch, for the kind of numbers that this forward pass computes in."""
         device = self.device
-        autocast = torch.is_autocast_enabled(device.type)
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.dtype
         return plan_attention(queries, keys, head_dim=head_dim, dtype=dtype, device=device)
 
