@@ -12,6 +12,7 @@ def test_the_defaults_are_the_papers_model() -> None:
     assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (512, 8)
     assert (config.decoder_num_attention_heads, config.max_segments) == (16, 256)
     assert (config.intermediate_size, config.decoder_intermediate_size) == (4 * 1024, 4 * 512)
+    assert LVMAEConfig(hidden_size=96, num_attention_heads=4).intermediate_size == 4 * 96
     assert (config.layer_norm_eps, config.initializer_range) == (1e-6, 0.02)
     with torch.device("meta"):
         model = LVMAEForPreTraining(config)

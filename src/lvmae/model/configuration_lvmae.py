@@ -31,7 +31,7 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             projection.
         num_hidden_layers: blocks of the encoder.
         num_attention_heads: heads of the encoder; they divide `hidden_size`.
-        intermediate_size: width of the encoder's MLPs.
+        intermediate_size: width of the encoder's MLPs; 0, the default, is four times `hidden_size`.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: of the
             decoder.
         max_segments: the longest sequence seen in training, in segments.
@@ -54,11 +54,11 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     hidden_size: int = 1024
     num_hidden_layers: int = 32
     num_attention_heads: int = 16
-    intermediate_size: int = 4096
+    intermediate_size: int = 0
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
-    decoder_intermediate_size: int = 2048
+    decoder_intermediate_size: int = 0
     max_segments: int = 256
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -74,6 +74,8 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             if close := difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.8):
                 raise ValueError(f"unknown setting {key!r}; did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
+        self.decoder_intermediate_size = self.decoder_intermediate_size or 4 * self.decoder_hidden_size
         for name in _POSITIVE:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
