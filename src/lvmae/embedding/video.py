@@ -182,14 +182,12 @@ def decode_segments(
     the long one cropped at its centre. Starts ascend. `skip=False` decodes every frame, with the same result.
     Raises VideoError if the file ends before its segments do; segments yielded before are good.
     """
-    starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
-    offsets = (np.arange(num_frames) + 0.5) / num_frames
-    times = starts[:, None] + offsets * (ends - starts)[:, None]  # (L, T)
     convert = _Converter(image_size, _INTERPOLATIONS[interpolation])
+    times, end = _sample_times(starts, ends, num_frames)
     waiting: dict[int, np.ndarray] = {}
     missing: dict[int, int] = {}
     owed = 0
-    for segment, k, picture in _pick(path, times, convert, end=float(ends.max(initial=0.0)), skip=skip):
+    for segment, k, picture in _pick(path, times, convert, end=end, skip=skip):
         frames = waiting.setdefault(segment, np.empty((num_frames, image_size, image_size, 3), np.uint8))
         frames[k] = picture
         missing[segment] = missing.get(segment, num_frames) - 1
@@ -199,18 +197,44 @@ def decode_segments(
             owed += 1
 
 
+def segment_jpegs(
+    path: str | os.PathLike[str],
+    starts: Sequence[float] | np.ndarray,
+    ends: Sequence[float] | np.ndarray,
+    *,
+    num_frames: int,
+    height: int,
+) -> Iterator[list[bytes]]:
+    """Yields for each segment what `decode_segments` does, as `num_frames` JPEGs of the whole picture, `height` pixels high.
+
+    In order of time. Raises VideoError if the file ends before its segments do; segments yielded before are good.
+    """
+    times, end = _sample_times(starts, ends, num_frames)
+    waiting: dict[int, list[bytes]] = {}
+    owed = 0
+    for segment, _, picture in _pick(path, times, _Whole(height), end=end, skip=True):
+        waiting.setdefault(segment, []).append(_jpeg(picture))
+        while len(waiting.get(owed, ())) == num_frames:
+            yield waiting.pop(owed)
+            owed += 1
+
+
 def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int = 120) -> list[bytes]:
     """A JPEG for each time in seconds, in the order given, `height` pixels high; groups of pictures without one are not decoded."""
-    from PIL import Image
-
     order = np.argsort(np.asarray(times, np.float64), kind="stable")
     wanted = np.asarray(times, np.float64)[order][:, None]
     pictures: list[bytes] = [b""] * len(order)
     for i, _, picture in _pick(path, wanted, _Whole(height), end=0.0, skip=True):
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=82)
-        pictures[order[i]] = buffer.getvalue()
+        pictures[order[i]] = _jpeg(picture)
     return pictures
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
 
 
 def still_picture(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
@@ -223,6 +247,15 @@ def still_picture(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
 
 
 # --- which frames -----------------------------------------------------------------------------------------------------------
+
+
+def _sample_times(
+    starts: Sequence[float] | np.ndarray, ends: Sequence[float] | np.ndarray, num_frames: int
+) -> tuple[np.ndarray, float]:
+    """The times (L, T) in seconds that are looked at in each segment, and the end of the last one."""
+    starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
+    offsets = (np.arange(num_frames) + 0.5) / num_frames
+    return starts[:, None] + offsets * (ends - starts)[:, None], float(ends.max(initial=0.0))
 
 
 class _CannotSkip(Exception):
