@@ -68,7 +68,7 @@ def test_an_uninterrupted_run(uninterrupted):
         (CHECKPOINTS + "save_file", 4, "half a file"),  # the moments of the second
         (CHECKPOINTS + "Path.rename", 2, "before"),
         (CHECKPOINTS + "Path.rename", 3, "after"),
-        (LOOP + "draw_curves", 2, "before"),
+        (LOOP + "draw_curves", 1, "before"),
         (LOOP + "save_model", 1, "before"),
         (LOOP + "write_text", 1, "before"),  # the model is there, its card is not
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -32,6 +33,9 @@ def train(
     has room for. `launched` is (rank, world, port), as torchrun says it.
     """
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for loader workers; inherited is a server that imports all again
     if launched is not None:
         rank, world, port = map(str, launched)
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
