@@ -59,7 +59,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lvmae {lvmae.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_embed, _import, _inspect, _pretrain, _represent, _probe, _interpret, _demo):
+    for add in (
+        _embed,
+        _import,
+        _inspect,
+        _pretrain,
+        _represent,
+        _probe,
+        _interpret,
+        _search,
+        _serve,
+        _timeline,
+        _demo,
+    ):
         add(commands)
     return parser
 
@@ -344,6 +356,128 @@ def _probe_scores(path: Path) -> Any:
         raise InputError(f"{path} is not a table that `lvmae probe --out` wrote") from None
     columns, rows = table.cells()
     return ScoreTable(f"Probes: {table.task}", columns, rows, " ".join(table.notes()))
+
+
+def _search(commands: Any) -> None:
+    command = _command(
+        commands,
+        "search",
+        _run_search,
+        brief="Find the moments that match a text, or the videos most like one.",
+        goes_in="a store and a text; or a store or representations and a video's id",
+        comes_out="a table of videos, times and cosines, or JSON",
+        example='lvmae search store "a dog on a beach"',
+    )
+    command.add_argument("store", help="a store, or representations with --video")
+    command.add_argument("text", nargs="?", help="what to look for, in words")
+    command.add_argument("--video", metavar="ID", help="find the videos most like this one")
+    command.add_argument(
+        "--features",
+        choices=["mean", "cls"],
+        help="with --video: compare the mean of the segments (the default), or the [CLS] of representations",
+    )
+    command.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
+    command.add_argument(
+        "--exact", action="store_true", help="read every vector, also where there is or would be an index"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run_search(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from lvmae.searching import Library, similar_videos
+    from lvmae.timeline import clock
+
+    if (arguments.text is None) == (arguments.video is None):
+        raise InputError("give either a text to look for or --video ID")
+    if arguments.features and arguments.video is None:
+        raise InputError("--features says how videos are compared: give --video ID with it")
+    if arguments.video is not None:
+        videos = similar_videos(
+            arguments.store,
+            arguments.video,
+            arguments.top,
+            features=arguments.features or "mean",
+            exact=arguments.exact,
+        )
+        found = [asdict(video) for video in videos]
+        rows = [[f"{video.score:.3f}", clock(video.duration), video.video] for video in videos]
+    else:
+        moments = Library(arguments.store, exact=arguments.exact).search(arguments.text, arguments.top)
+        found = [asdict(moment) for moment in moments]
+        rows = [[f"{m.score:.3f}", f"{clock(m.start)}-{clock(m.end)}", m.video] for m in moments]
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return 0
+    width = max(len(row[1]) for row in rows)
+    for score, time, video in rows:
+        print(f"{score:>6}  {time:<{width}}  {video}")
+    return 0
+
+
+def _serve(commands: Any) -> None:
+    command = _command(
+        commands,
+        "serve",
+        _run_serve,
+        brief="Search a library in the browser, by any text, as you type.",
+        goes_in="a store of an encoder that reads text; pictures come from the videos, where they still are",
+        comes_out="a page at http://127.0.0.1:8000, until Ctrl-C",
+        example="lvmae serve store",
+    )
+    command.add_argument("store")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="any but this machine's own asks for the token (default: 127.0.0.1)"
+    )
+    command.add_argument(
+        "--token", help="what a visitor must know; made up and printed where it is needed and not given"
+    )
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    from lvmae.serving import serve
+
+    serve(arguments.store, host=arguments.host, port=arguments.port, token=arguments.token)
+    return 0
+
+
+def _timeline(commands: Any) -> None:
+    command = _command(
+        commands,
+        "timeline",
+        _run_timeline,
+        brief="Cut a video into chapters where it turns to something else.",
+        goes_in="a store and the id of one of its videos",
+        comes_out="a line a chapter; with --out WebVTT chapters, JSON, text or a picture, by the suffix",
+        example="lvmae timeline store film --out film.vtt",
+    )
+    command.add_argument("store")
+    command.add_argument("video", help="its id; `lvmae inspect store` shows some")
+    command.add_argument("--out", metavar="FILE", help="ends in .vtt, .json, .txt or .png")
+    number = command.add_mutually_exclusive_group()
+    number.add_argument("--chapters", type=int, metavar="N", help="exactly so many")
+    number.add_argument(
+        "--min-seconds",
+        type=float,
+        metavar="S",
+        help="least length of a chapter (default: 10, or a fortieth of the video)",
+    )
+
+
+def _run_timeline(arguments: argparse.Namespace) -> int:
+    from lvmae.timeline import check_format, timeline
+
+    if arguments.out:
+        check_format(arguments.out)
+    found = timeline(arguments.store, arguments.video, chapters=arguments.chapters, min_seconds=arguments.min_seconds)
+    if arguments.out:
+        found.save(arguments.out)
+        print(f"{arguments.out}: {len(found.chapters)} chapters")
+    else:
+        print(found.to_text())
+    return 0
 
 
 def _demo(commands: Any) -> None:
