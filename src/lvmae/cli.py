@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         _pretrain,
         _represent,
         _probe,
+        _caption,
         _interpret,
         _search,
         _serve,
@@ -302,6 +303,56 @@ def _run_probe(arguments: argparse.Namespace) -> int:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(table.to_json() + "\n")
     return 0
+
+
+def _caption(commands: Any) -> None:
+    command = _command(
+        commands,
+        "caption",
+        _run_caption,
+        brief="Ask a vision LLM for a caption of each segment.",
+        goes_in="a store, its videos, and any OpenAI-compatible endpoint: a local vLLM or Ollama, or a hosted one",
+        comes_out="a CSV of video,start,end,text; stopped or killed, the same command goes on",
+        example="lvmae caption store --out captions.csv --endpoint http://127.0.0.1:11434/v1 --model qwen2.5vl",
+    )
+    command.epilog = "A key is read from LVMAE_API_KEY, or else OPENAI_API_KEY, and is written nowhere."
+    command.add_argument("store")
+    command.add_argument("--out", required=True, help="the CSV; what is in it is not asked for again")
+    command.add_argument("--endpoint", required=True, metavar="URL", help="mostly ends in /v1")
+    command.add_argument("--model", required=True, metavar="NAME", help="a model that takes pictures")
+    command.add_argument(
+        "--frames", type=int, metavar="N", help="of each segment, evenly spaced (default: 8; paper: 20)"
+    )
+    command.add_argument("--frame-height", type=int, metavar="PIXELS", help="of the pictures sent (default: 360)")
+    command.add_argument("--prompt", help="what to ask (default: one or two sentences on who, where and what)")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="longest answer; 0: the server's (default: 300)")
+    command.add_argument("--concurrency", type=int, metavar="N", help="requests at once (default: 4)")
+    command.add_argument("--requests-per-minute", type=float, metavar="N", help="retries included (default: any)")
+    command.add_argument("--timeout", type=float, metavar="S", help="of one request (default: 120)")
+    command.add_argument("--retries", type=int, metavar="N", help="further tries of a segment (default: 5)")
+    command.add_argument("--price-in", type=float, metavar="USD", help="per million tokens, for the estimate")
+    command.add_argument("--price-out", type=float, metavar="USD", help="likewise, for tokens answered")
+    command.add_argument("--yes", action="store_true", help="where there is a price: do not ask before starting")
+    command.add_argument("--dry-run", action="store_true", help="only estimate")
+
+
+def _run_caption(arguments: argparse.Namespace) -> int:
+    from lvmae.captioning import CaptionJob
+
+    others = {"call", "command", "yes", "dry_run"}
+    job = CaptionJob(**{k: v for k, v in vars(arguments).items() if k not in others and v is not None})
+    estimate = job.estimate()
+    print(estimate.to_text(), flush=True)
+    if arguments.dry_run:
+        return 0
+    if estimate.dollars and not arguments.yes and sys.stdin.isatty():
+        print("Go on? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was asked")
+            return 1
+    summary = job.run()
+    print(summary.to_text(arguments.out))
+    return 1 if summary.failures else 0
 
 
 def _interpret(commands: Any) -> None:
