@@ -98,12 +98,13 @@ class EmbeddingStore(Sequence[VideoRecord]):
         column = batch.column("embeddings")
         if column.type.value_type.list_size != self.dim:
             raise WorkError(f"{self.path}/data/{shard['name']} does not have the width {self.dim} of its manifest")
+        # DLPack gives the same views as to_numpy, which would import pandas first.
         return _Shard(
             batch=batch,
-            offsets=column.offsets.to_numpy(),
-            values=column.values.values.to_numpy(zero_copy_only=True).reshape(-1, self.dim),
-            starts=batch.column("starts").values.to_numpy(),
-            ends=batch.column("ends").values.to_numpy(),
+            offsets=np.from_dlpack(column.offsets),
+            values=np.from_dlpack(column.values.values).reshape(-1, self.dim),
+            starts=np.from_dlpack(batch.column("starts").values),
+            ends=np.from_dlpack(batch.column("ends").values),
         )
 
     @cached_property
@@ -198,7 +199,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return self._places[video_id]
 
     def _pooled(self, name: str) -> np.ndarray:
-        flat = [shard.batch.column(name).flatten().to_numpy() for shard in self._shards]
+        flat = [np.from_dlpack(shard.batch.column(name).flatten()) for shard in self._shards]
         in_order: np.ndarray = np.concatenate(flat).reshape(len(self), self.dim)[self._order]
         return in_order
 
