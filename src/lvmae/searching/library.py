@@ -48,7 +48,8 @@ class Library:
 
     A moment is a segment that matches well and the segments around it that belong to the same match: those that score at least
     half as high as it does, counted from the library's mean score for what is asked (the width of the peak at half its
-    height, a measure that needs no scale of its own: encoders differ in how high any cosine is). Moments do not overlap.
+    height, a measure that needs no scale of its own: encoders differ in how high any cosine is). Moments do not overlap, and what
+    scores no higher than the library's mean is none.
     """
 
     def __init__(self, store: str | Path | EmbeddingStore, *, exact: bool = False) -> None:
@@ -83,16 +84,16 @@ class Library:
         return self.moments(self.encoder.encode_text([text])[0], top)
 
     def moments(self, vector: np.ndarray, top: int = 10) -> list[Moment]:
-        """The `top` moments nearest to a vector (D,) of the store's space, best first."""
+        """The `top` moments nearest to a vector (D,) of the store's space, best first; fewer where fewer are above the mean."""
         if top < 1:
             raise InputError(f"at least one moment must be asked for, not {top}")
         query = l2_normalize(vector)
         usual = float(self._mean @ query)
         wanted = max(64, 8 * top)
         while True:
-            places, _ = self._nearest.search(query[None], wanted)
+            places, scores = self._nearest.search(query[None], wanted)
             found = self._merge(places[0], query, usual, top)
-            if len(found) >= top or len(places[0]) < wanted or wanted >= len(self._segments):
+            if len(found) == top or scores[0, -1] <= usual or wanted >= len(self._segments):
                 return found
             wanted *= 8  # so many were neighbours of one another
 
@@ -108,6 +109,8 @@ class Library:
             if not free[video][segment]:
                 continue
             score = float(scores[video][segment])
+            if moments and score <= usual:
+                break
             belongs = free[video] & (scores[video] >= (score + usual) / 2)
             belongs[segment] = True
             first, last = _run_around(belongs, segment)
