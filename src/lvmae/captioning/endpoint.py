@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from lvmae.errors import InputError, WorkError
 
@@ -113,7 +113,7 @@ class Endpoint:
         retries: further tries of one segment.
 
     Raises:
-        InputError: `url` is no address of the web, or the package `openai` is missing.
+        InputError: `url` is no plain address of the web, or the package `openai` is missing.
     """
 
     def __init__(
@@ -135,13 +135,17 @@ class Endpoint:
             ) from None
         try:
             parts = urlsplit(url)
-            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            plain = plain and not (parts.query or parts.fragment or "@" in parts.netloc)
         except ValueError:
-            known = False
-        if not known:
-            raise InputError("--endpoint must be an address like http://127.0.0.1:11434/v1")
-        # Shown in messages, so without what may be secret in it: user, password and query.
-        self.shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+            plain = False
+        if not plain:
+            # Not quoted: it may hold a password.
+            raise InputError(
+                "--endpoint must be an address like http://127.0.0.1:11434/v1, without user, password or query; "
+                f"a key belongs into {KEY_VARIABLES[0]}"
+            )
+        self.shown = url
         self.model = model
         self.pace = Pace(per_minute)
         self._key, self._timeout, self._retries = key, timeout, retries
