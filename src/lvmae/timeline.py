@@ -8,7 +8,8 @@ kernel (Harchaoui & Cappé 2007; Arlot, Celisse & Harchaoui, JMLR 2019): a chapt
 sum ||u_t - mean||^2 = n - ||sum u_t||^2 / n, nothing if all are alike. With the number of chapters given, their costs are minimal.
 Otherwise each further chapter costs 2 s^2 log L more (the criterion of Schwarz, for changes of a mean: Yao 1988), where s^2 is the
 scatter inside a chapter, taken from the video itself as half the lower quartile of the squared steps between neighbours: so up to
-three quarters of the steps may lead across borders. Novelty, one minus the cosine with the segment before, is what the picture shows beside them.
+three quarters of the steps may lead across borders. Novelty, one minus the cosine with the segment before, is what the picture
+shows beside them.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple
 
 
 def _vectors(encoder: SegmentEncoder, vocabulary: list[str]) -> np.ndarray:
-    """Unit vectors (words, D) of a vocabulary, computed once and kept in the cache: the text side takes longer than all the rest."""
+    """Unit vectors (words, D) of a vocabulary, computed once and kept in the cache: they take longer than all the rest."""
     key = hashlib.sha256(json.dumps([encoder.space_id, vocabulary]).encode()).hexdigest()[:16]
     cached = cache_folder() / "vocabularies" / f"{key}.npy"
     try:
@@ -278,7 +279,7 @@ def _draw(found: Timeline) -> bytes:
     axes.set(xlim=(0, found.duration), ylim=(low, top * 1.7), ylabel="novelty")
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= top])
     for chapter in found.chapters:
-        # Titles stand upright where a chapter is too narrow for one that lies.
+        # Upright, because a chapter may be too narrow for a title that lies.
         axes.text(
             chapter.start + found.duration * 0.004,
             top * 1.02,
