@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         _import,
         _inspect,
         _pretrain,
+        _push,
         _represent,
         _probe,
         _caption,
@@ -240,6 +241,28 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
 
     stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
     pretrain(stores, arguments.out, recipe=arguments.recipe, settings=_key_values(arguments.set, "--set"))
+    return 0
+
+
+def _push(commands: Any) -> None:
+    command = _command(
+        commands,
+        "push",
+        _run_push,
+        brief="Upload a finished run to a model hub.",
+        goes_in="a run, and the name of a repository; the token is the one of `hf auth login`, or HF_TOKEN",
+        comes_out="a repository with the model, its card, curves and recipe",
+        example="lvmae push run someone/long-videos",
+    )
+    command.add_argument("run")
+    command.add_argument("repo", help="user/name; made if it does not exist")
+    command.add_argument("--private", action="store_true", help="make it a private one")
+
+
+def _run_push(arguments: argparse.Namespace) -> int:
+    from lvmae.pretraining.hub import push_run
+
+    print(push_run(arguments.run, arguments.repo, private=arguments.private))
     return 0
 
 
