@@ -18,7 +18,7 @@ from typing import Any
 import lvmae
 from lvmae.errors import InputError, LVMAEError
 
-_DOWNLOADING = frozenset({"embed", "search", "serve"})
+_DOWNLOADING = frozenset({"embed", "push", "search", "serve"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
