@@ -17,6 +17,7 @@ from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
 if TYPE_CHECKING:
     from lvmae.embedding.encoders import SegmentEncoder
 
+_REACH = 8  # segments to each side that are looked at first
 _SAMPLE = 4096  # segments that the library's mean is taken over
 
 
@@ -92,35 +93,41 @@ class Library:
         wanted = max(64, 8 * top)
         while True:
             places, scores = self._nearest.search(query[None], wanted)
-            found = self._merge(places[0], query, usual, top)
+            found = self._merge(places[0], scores[0], query, usual, top)
             if len(found) == top or scores[0, -1] <= usual or wanted >= len(self._segments):
                 return found
             wanted *= 8  # so many were neighbours of one another
 
-    def _merge(self, places: np.ndarray, query: np.ndarray, usual: float, top: int) -> list[Moment]:
-        """Moments around the segments at `places`, which come best first."""
-        scores: dict[int, np.ndarray] = {}
-        free: dict[int, np.ndarray] = {}
+    def _merge(self, places: np.ndarray, scores: np.ndarray, query: np.ndarray, usual: float, top: int) -> list[Moment]:
+        """Moments around the segments at `places` with `scores`, which come best first."""
+        free: dict[int, np.ndarray] = {}  # video -> its segments that are in no moment yet
         moments: list[Moment] = []
-        for video, segment in zip(*self._segments.locate(places), strict=True):
-            if video not in scores:
-                scores[video] = l2_normalize(self.store.embeddings(video)) @ query
-                free[video] = np.ones(len(scores[video]), bool)
-            if not free[video][segment]:
-                continue
-            score = float(scores[video][segment])
+        for video, segment, score in zip(*self._segments.locate(places), scores.tolist(), strict=True):
             if moments and score <= usual:
                 break
-            belongs = free[video] & (scores[video] >= (score + usual) / 2)
-            belongs[segment] = True
-            first, last = _run_around(belongs, segment)
-            free[video][first : last + 1] = False
+            mine = free.setdefault(video, np.ones(int(self.store.lengths[video]), bool))
+            if not mine[segment]:
+                continue
+            first, last = self._extent(video, segment, query, (score + usual) / 2, mine)
+            mine[first : last + 1] = False
             record = self.store[video]
             start, end = float(record.starts[first]), float(record.ends[last])
             moments.append(Moment(record.id, start, end, score, video, segment, first, last))
             if len(moments) == top:
                 break
         return moments
+
+    def _extent(self, video: int, segment: int, query: np.ndarray, least: float, free: np.ndarray) -> tuple[int, int]:
+        """First and last of the free segments around one that score at least `least`. Looks only as far as it has to."""
+        reach = _REACH
+        while True:
+            begin, end = max(0, segment - reach), min(len(free), segment + reach + 1)
+            belongs = free[begin:end] & (l2_normalize(self.store.embeddings(video, begin, end)) @ query >= least)
+            belongs[segment - begin] = True
+            first, last = _run_around(belongs, segment - begin)
+            if (first or not begin) and (last < end - begin - 1 or end == len(free)):
+                return begin + first, begin + last
+            reach *= 8
 
     @cached_property
     def _mean(self) -> np.ndarray:
@@ -207,11 +214,9 @@ class _Segments:
         for video in range(len(self._store)):
             waiting.append(self._store.embeddings(video))
             held += len(waiting[-1])
-            if held >= size:
-                yield np.concatenate(waiting)
+            if held >= size or video == len(self._store) - 1:
+                yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
                 waiting, held = [], 0
-        if waiting:
-            yield np.concatenate(waiting)
 
     def take(self, places: np.ndarray) -> np.ndarray:
         videos, segments = self.locate(places)
