@@ -427,9 +427,13 @@ def test_retry_after_is_honoured_by_all_requests(server, job):
     assert captions(job()) == EXPECTED
 
 
-@pytest.mark.parametrize("value", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)])
-def test_a_server_that_wants_an_hour_of_peace_gets_it(server, job, value):
-    server.behave = lambda request, nth: error(429, "daily limit", **{"Retry-After": value})
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_server_that_wants_an_hour_of_peace_gets_it(server, job, as_date):
+    def limited(request: Request, nth: int) -> Answer:
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=3601), usegmt=True)
+        return error(429, "daily limit", **{"Retry-After": date if as_date else "3600"})
+
+    server.behave = limited
     with pytest.raises(WorkError, match=r"left alone for 60 minutes \(the server said 429: daily limit\)"):
         job().run()
     assert len(server.requests) <= 4
