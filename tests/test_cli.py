@@ -15,7 +15,19 @@ import pytest
 from lvmae.cli import main
 from lvmae.store import Manifest, StoreWriter, VideoRecord
 
-COMMANDS = ["embed", "import", "inspect", "pretrain", "represent", "probe", "interpret", "demo"]
+COMMANDS = [
+    "embed",
+    "import",
+    "inspect",
+    "pretrain",
+    "represent",
+    "probe",
+    "interpret",
+    "search",
+    "serve",
+    "timeline",
+    "demo",
+]
 
 
 @dataclass

@@ -269,7 +269,7 @@ def test_the_command_prints_a_table_or_json(store: EmbeddingStore, reps: Embeddi
 def test_wrong_requests_are_one_sentence(
     store: EmbeddingStore, reps: EmbeddingStore, capsys: Any, tmp_path: Path
 ) -> None:
-    imported = write(tmp_path / "imported", {"v": np.ones((2, 4))}, {})
+    imported = write(tmp_path / "imported", {"v": np.ones((2, 4))}, {"name": "imported", "options": {}})
     wrong = {
         "either a text": [store.path],
         "either a text to": [store.path, "cat", "--video", "a"],

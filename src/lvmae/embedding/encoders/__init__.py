@@ -71,7 +71,7 @@ def load_encoder(name: str, **options: Any) -> SegmentEncoder:
 def encoder_of(manifest: Manifest) -> SegmentEncoder:
     """The encoder that made a store. Raises InputError if what is installed now has another space than the store."""
     name = manifest.encoder.get("name")
-    if not name:
+    if not name or name == "imported":
         raise InputError(
             "This store does not say which encoder made it (it was imported), so there is no text side to use with it."
         )
