@@ -27,8 +27,8 @@ from lvmae.store import cache_folder, l2_normalize
 INDEX_FROM = 200_000
 """Vectors from which on an index is used: an exact search of fewer takes about a tenth of a second."""
 
-_EDITION = "ivf-sq8-1"  # part of an index's name in the cache: changes when the index would be built differently
-_TRAINED_ON = 32  # vectors a list that the lists' centres are learned from
+_EDITION = "ivf-sq8"  # part of an index's name in the cache: changes when the index would be built differently
+_TRAINED_ON = 40  # vectors a list that its centre is learned from; faiss warns of fewer than 39
 _VISITED = 8  # one list in so many is visited
 _SPARE = 64  # candidates scored exactly beyond those asked for
 _SCORED = 1024  # vectors scored at once: as float32 they stay in a core's cache, which halves the time
@@ -141,15 +141,14 @@ class Nearest:
 
 
 def build_index(vectors: Vectors) -> Any:
-    """An inverted file of 4 sqrt(N) lists of 8-bit codes. Price: a byte a value of memory while it is built."""
+    """An inverted file of 2 sqrt(N) lists of 8-bit codes. Price: a byte a value of memory while it is built."""
     import faiss
 
     count = len(vectors)
-    lists = max(1, min(round(4 * math.sqrt(count)), count // 39 or 1))  # 39 a list: below that faiss warns of too few
+    lists = max(1, min(round(2 * math.sqrt(count)), count // _TRAINED_ON))
     index: Any = faiss.index_factory(vectors.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical, index.cp.niter, index.cp.seed = True, 10, 1
-    index.cp.min_points_per_centroid = 1
-    sample = np.random.default_rng(0).permutation(count)[: lists * max(_TRAINED_ON, 39)]
+    sample = np.random.default_rng(0).permutation(count)[: lists * _TRAINED_ON]
     index.train(l2_normalize(vectors.take(np.sort(sample))))
     with progress(desc="search index", unit="vectors", total=count) as bar:
         for block in vectors.blocks(_ADDED):
