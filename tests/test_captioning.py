@@ -683,6 +683,10 @@ def test_times_come_back_to_the_last_bit_and_ids_whatever_they_are(server, tmp_p
     options = {"endpoint": server.url, "model": "m", "frames": 1, "frame_height": 32}
     job = CaptionJob(tmp_path / "store", tmp_path / "c.csv", **options)
     assert job.run().captioned == 9
+    assert job.run().captioned == 0
+    content = job.out.read_bytes()
+    job.out.write_bytes(content[: content.rindex(b"line\nbreak") + 5])  # half a row, and the end of a line
+    assert job.run().captioned == 1
     assert {(c.video, c.start, c.end) for c in captions(job)} == {
         (name.strip(), start, start + 1 / 3) for name in names for start in starts.tolist()
     }

@@ -22,8 +22,8 @@ _HEADER = (",".join(COLUMNS) + "\n").encode()
 
 
 def key_of(video: str, start: float, end: float) -> Key:
-    """What names a segment in a caption file; ids are read without the blanks around them."""
-    return video.strip(), float(start), float(end)
+    """What names a segment in a caption file."""
+    return video, float(start), float(end)
 
 
 class CaptionTable:
