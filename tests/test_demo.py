@@ -151,7 +151,7 @@ def test_durations_and_fillers_do_not_depend_on_the_class() -> None:
 
 def test_the_whole_path_by_its_own_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A small corpus, hardly trained: what is asserted is that the path is walked, and walked again without redoing it."""
-    small = {"videos": 20, "film_minutes": 0.5, "seeds": 1, "settings": ["epochs=2", "warmup_epochs=1"]}
+    small = {"videos": 12, "film_minutes": 0.5, "seeds": 1, "settings": ["epochs=2", "warmup_epochs=1"]}
     assert run_demo(tmp_path / "demo", **small) == 0  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     root = tmp_path / "demo"
