@@ -56,11 +56,11 @@ class Estimate:
             f"{self.pictures} pictures of {self.picture_size[0]}x{self.picture_size[1]}",
             f"estimated: {self.tokens_in:,} tokens in, {self.tokens_out:,} out"
             + ("" if self.dollars is None else f", ${self.dollars:,.2f}")
-            + ("" if self.minutes is None else f", {self.minutes:,.0f} minutes or more at this rate limit")
+            + ("" if self.minutes is None else f", {math.ceil(self.minutes):,} minutes or more at this rate limit")
             + " (models count pictures differently: expect half to double)",
         ]
         if self.missing_videos:
-            lines.append(f"{self.missing_videos} videos are not where the store says; their segments will fail")
+            lines.append(f"videos that are not where the store says: {self.missing_videos}; their segments will fail")
         return "\n".join(lines)
 
 
@@ -338,7 +338,7 @@ class _Stream:
 
     def _fail(self, failure: CaptionFailure) -> None:
         self._summary.failures.append(failure)
-        self._bar.set_postfix_str(f"{len(self._summary.failures)} failed")
+        self._bar.set_postfix_str(f"{len(self._summary.failures)} failed", refresh=False)
 
 
 def _run_to_end(flow: Coroutine[Any, Any, None]) -> None:
