@@ -3,9 +3,10 @@
     python benchmarks/search.py --out benchmarks/results/search.json
 
 The library is made up, but shaped like real ones: a segment's vector is a mixture of a few of 1,000 concepts, scenes last several
-segments, and each segment adds noise of its own. Two kinds of queries: segments with noise added (more like this), and single
-concepts with noise added (texts, which lie apart from all segments). Times are of one query at a time, the whole way from the query
-to exact scores read from the store; `captions` is the search among a million texts that `lvmae interpret` does.
+segments, and each segment adds noise of its own. Three kinds of queries: segments with noise added (more like this), single
+concepts with noise added (texts, which lie apart from all segments), and random directions, which nothing matches and the index
+finds hardest. Times are of one query at a time, the whole way from the query to exact scores read from the store; `captions` is the
+search among a million texts that `lvmae interpret` does.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def main() -> None:
         kinds = {
             "segments": noisy(vectors.take(np.sort(rng.integers(len(vectors), size=arguments.queries))), 0.4),
             "texts": noisy(concepts[rng.integers(CONCEPTS, size=arguments.queries)], 0.4),
+            "random": l2_normalize(rng.standard_normal((arguments.queries, arguments.dim))),
         }
         exact = Nearest(vectors, exact=True)
         nearest.INDEX_FROM = 0
