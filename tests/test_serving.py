@@ -62,8 +62,16 @@ def film(path: Path, shades: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
-    """Three videos: one that is gone, one with a planted fire, one whose id is a script; and a secret beside them."""
+def bait() -> Iterator[socket.socket]:
+    """A server that no one should ever ask."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(1)
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, bait: socket.socket) -> EmbeddingStore:
+    """Three videos: one on another server, one with a planted fire, one whose id is a script; and a secret beside them."""
     folder = tmp_path_factory.mktemp("serving")
     (folder / "secret.txt").write_text("the secret")
     generator = np.random.default_rng(0)
@@ -73,12 +81,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
         folder / "library", Manifest("topics/1", DIM, {"kind": "fixed", "seconds": 5.0}, encoder)
     ) as writer:
         for number, (name, topics) in enumerate(shown.items()):
-            path = folder / f"{number}.mp4"
-            if name != "away":
-                film(path, [40 * topic + 20 for topic in topics])
+            source = str(folder / f"{number}.mp4")
+            if name == "away":
+                source = f"http://127.0.0.1:{bait.getsockname()[1]}/away.mp4"
+            else:
+                film(Path(source), [40 * topic + 20 for topic in topics])
             starts = np.arange(len(topics)) * 5.0
             rows = np.eye(DIM)[topics] + 0.05 * generator.normal(size=(len(topics), DIM))
-            writer.add(VideoRecord(name, str(path), len(topics) * 5.0, starts, starts + 5, rows))
+            writer.add(VideoRecord(name, source, len(topics) * 5.0, starts, starts + 5, rows))
     return EmbeddingStore.open(folder / "library")
 
 
@@ -162,7 +172,7 @@ def test_moments_of_any_text(server: Server) -> None:
     assert server.json("/api/library")["videos"] == 3
 
 
-def test_pictures_are_of_the_segments(server: Server) -> None:
+def test_pictures_are_of_the_segments_and_of_files_alone(server: Server, bait: socket.socket) -> None:
     import io
 
     from PIL import Image
@@ -173,7 +183,9 @@ def test_pictures_are_of_the_segments(server: Server) -> None:
         with Image.open(io.BytesIO(body)) as picture:
             assert picture.size == (320, 180)
             assert np.asarray(picture.convert("L")).mean() == pytest.approx(40 * topic + 20, abs=6)
-    assert server.ask("/thumbnail/1/0")[0] == 404  # its video is gone
+    assert server.ask("/thumbnail/1/0")[0] == 404
+    with pytest.raises(TimeoutError):  # what a store names as a source is not fetched from anywhere
+        bait.accept()
 
 
 SECRETS = [
@@ -348,7 +360,7 @@ class Visit:
 
     def close(self) -> None:
         self.page.context.close()
-        # The video that is gone has no pictures, and the browser remarks on each; there is nothing else to say.
+        # The video that is away has no pictures, and the browser remarks on each; there is nothing else to say.
         assert [line for line in self.said if "404 (Not Found)" not in line] == []
 
 

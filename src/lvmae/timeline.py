@@ -193,9 +193,8 @@ def segment_freely(unit: np.ndarray, edges: np.ndarray, min_seconds: float) -> l
     before = np.zeros(length + 1, np.int64)
     for end, costs in _costs(unit):
         allowed = edges[end] - edges[:end] >= min_seconds * (1 - 1e-9)
-        allowed[0] |= end == length
         totals = np.where(allowed, best[:end] + costs + price, np.inf)
-        before[end] = totals.argmin()
+        before[end] = totals.argmin()  # the first place where nothing is allowed: one chapter
         best[end] = totals[before[end]]
     borders = [length]
     while borders[-1]:
