@@ -42,6 +42,7 @@ class Recipe:
     decoder_layers: int = 8
     decoder_heads: int = 16
     max_segments: int = 256  # the longest window in training
+    embedding_scale: float | None = 1.0  # embeddings times this, then positions; None: the square root of the width
     loss: str = "mse"
 
     # What is hidden (Sec. 3.2)
@@ -99,6 +100,7 @@ class Recipe:
             check(0 <= getattr(self, key) < 1, key, "it has to be at least 0 and below 1")
         check(0 < self.mask_ratio < 1, "mask_ratio", "it has to be between 0 and 1, both excluded")
         check(self.max_segments >= 2, "max_segments", "a window needs 2 segments, one to see and one to predict")
+        check(self.embedding_scale is None or self.embedding_scale > 0, "embedding_scale", "it has to be more than 0")
         check(self.heads is None or self.heads >= 1, "heads", "it has to be 1 or more, or none")
         check(
             self.decoder_width % self.decoder_heads == 0,
@@ -255,15 +257,18 @@ RECIPES: dict[str, Recipe] = {
             layers=2,
             heads=None,
             mlp_ratio=2.0,
+            embedding_scale=None,
+            max_segments=36,  # three minutes; longer videos are represented in overlapping windows
+            loss="cosine",
             decoder_width=128,
             decoder_layers=2,
             decoder_heads=4,
             mask="random",
             mask_ratio=0.4,
-            epochs=200,
+            epochs=400,
             warmup_epochs=10.0,
-            batch_size=8,
-            base_lr=0.064,
+            batch_size=16,
+            base_lr=0.016,
             clip_norm=1.0,
             precision="fp32",
             val_fraction=0.15,

@@ -101,6 +101,17 @@ def test_the_encoder_sees_whole_sequences(make_model: MakeModel, example: Any, p
         torch.testing.assert_close(packed.pooler_output[b], tokens[0], rtol=1e-4, atol=1e-5)
 
 
+def test_the_embedding_scale_is_the_encoders_input_and_not_the_targets(make_model: MakeModel, example: Any) -> None:
+    scaled, paper = make_model(embedding_scale=3.0), make_model()
+    assert paper.config.embedding_scale == 1.0
+    inputs = dict(example(LENGTHS, paper.config.hidden_size).padded)
+    x, hidden = inputs["inputs_embeds"], inputs["bool_masked_pos"] & inputs["attention_mask"].bool()
+    ours, theirs = scaled(**inputs), paper(**{**inputs, "inputs_embeds": 3.0 * x})
+    torch.testing.assert_close(ours.reconstruction, theirs.reconstruction)
+    torch.testing.assert_close(ours.loss, (ours.reconstruction[hidden] - x[hidden]).square().mean())
+    assert not torch.allclose(ours.loss, theirs.loss)
+
+
 def test_a_batch_without_padding_needs_no_attention_mask(make_model: MakeModel, example: Any) -> None:
     model = make_model()
     batch = example([6, 6, 6], model.config.hidden_size, extra=0)

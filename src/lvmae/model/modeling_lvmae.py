@@ -266,7 +266,8 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
             (M,D), or (V,D)
         """
         config = self.config
-        row = self.cls_token[0].expand(layout.size, -1).index_copy(0, layout.token_rows, tokens.to(self.dtype))
+        scaled = tokens.to(self.dtype) * config.embedding_scale
+        row = self.cls_token[0].expand(layout.size, -1).index_copy(0, layout.token_rows, scaled)
         row = (row + layout.positions(config.hidden_size, config)).to(self.dtype)
         if kept is not None:
             row = row.index_select(0, kept)

@@ -375,6 +375,7 @@ def _config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
             decoder_num_attention_heads=recipe.decoder_heads,
             decoder_intermediate_size=round(recipe.mlp_ratio * recipe.decoder_width),
             max_segments=recipe.max_segments,
+            embedding_scale=math.sqrt(manifest.dim) if recipe.embedding_scale is None else recipe.embedding_scale,
             loss=recipe.loss,
             space_id=manifest.space_id,
             segments=manifest.segments,
