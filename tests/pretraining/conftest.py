@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "decoder_width": 8,
     "decoder_layers": 1,
     "decoder_heads": 2,
+    "loss": "mse",
     "mask_ratio": 0.5,
     "epochs": 3,
     "warmup_epochs": 1,
