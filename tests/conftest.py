@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before anything loads torch
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +22,4 @@ def shared() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the tests' memory maps and extracted weights out of the user's cache."""
-    import os
-
     os.environ["LVMAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
