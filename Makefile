@@ -3,32 +3,37 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-READY := .venv/.ready
+RUNS := .venv/.runs
+TESTS := .venv/.tests
 
 .PHONY: demo test check format bench clean
 
-demo: $(READY)
+demo: $(RUNS)
 	$(BIN)/lvmae demo --out demo
 
-test: $(READY)
+test: $(TESTS)
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)
+format: $(TESTS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(TESTS)
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(TESTS): $(RUNS)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
