@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,10 +110,10 @@ class TrainingData:
         epochs, within = divmod(step, self.steps_per_epoch)
         return epochs * len(self.windows) + within * self.recipe.batch_size
 
-    def batches(self, step: int, rank: int, world: int, device: torch.device) -> Iterator[MicroBatch]:
+    def batches(self, step: int, rank: int, world: int, device: torch.device) -> Generator[MicroBatch, None, None]:
         """The micro-batches of a process from a step on, `accumulation` of them a step, over all epochs that remain.
 
-        Raises what reading a store raises.
+        Raises what reading a store raises. Close it, for that ends the loader's processes.
         """
         workers = self.recipe.num_workers
         loader: DataLoader[MicroBatch | LVMAEError] = DataLoader(

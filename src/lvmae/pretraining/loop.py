@@ -177,8 +177,8 @@ class _Training:
                 "The warm-up is as long as the run: the learning rate only rises; set warmup_epochs below epochs."
             )
         saved_at = time.monotonic()
-        with self._bar(step) as bar, _requests_to_stop() as stop:
-            micro_batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
+        batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
+        with self._bar(step) as bar, _requests_to_stop() as stop, contextlib.closing(batches) as micro_batches:
             while step < self.total_steps:
                 self._step(step, [next(micro_batches) for _ in range(self.recipe.accumulation)])
                 step += 1
