@@ -24,7 +24,7 @@ _DOWNLOADING = frozenset({"embed", "push", "search", "serve"})
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
-    # Threads that spin while they wait make a busy machine a hundred times slower; read by OpenMP when torch is loaded.
+    # Threads that spin while they wait slow a busy machine down many times; read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.command not in _DOWNLOADING:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
