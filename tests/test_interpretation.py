@@ -29,7 +29,7 @@ LENGTHS = [24, 1, 9, 40, 15]  # one too short to hide a part of, one longer than
 class TopicEncoder:
     """A text is the sum of the topics it names, each an axis of its own."""
 
-    name, dim, num_frames, image_size, interpolation = "topics", DIM, 1, 64, "bicubic"
+    name, dim, num_frames, image_size, interpolation, framing = "topics", DIM, 1, 64, "bicubic", "crop"
     space_id, licence, has_text = "topics/1", "none", True
 
     def __init__(self) -> None:

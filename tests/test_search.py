@@ -30,7 +30,7 @@ SHOWN = {
 class TopicEncoder:
     """A text is the sum of the topics it names, each an axis of its own."""
 
-    name, dim, num_frames, image_size, interpolation = "topics", DIM, 1, 64, "bicubic"
+    name, dim, num_frames, image_size, interpolation, framing = "topics", DIM, 1, 64, "bicubic", "crop"
     space_id, licence, has_text = "topics/1", "none", True
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ PLANTED = (2, 9)  # the place of the video with one segment of fire (videos are 
 class TopicEncoder:
     """A text is the sum of the topics it names, each an axis of its own."""
 
-    name, dim, num_frames, image_size, interpolation = "topics", DIM, 1, 64, "bicubic"
+    name, dim, num_frames, image_size, interpolation, framing = "topics", DIM, 1, 64, "bicubic", "crop"
     space_id, licence, has_text = "topics/1", "none", True
 
     def __init__(self) -> None:

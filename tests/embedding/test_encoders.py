@@ -140,7 +140,7 @@ def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 class Brightness:
     """A third party's encoder: the mean colour."""
 
-    name, dim, num_frames, image_size, interpolation = "brightness", 3, 2, 32, "bilinear"
+    name, dim, num_frames, image_size, interpolation, framing = "brightness", 3, 2, 32, "bilinear", "crop"
     licence, has_text = "CC0", False
 
     def __init__(self, gain: float = 1.0) -> None:

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 class Mean:
     """An encoder without weights: mean brightness of the frames' four rows of blocks. Trouble on request, by file in the way."""
 
-    name, dim, num_frames, image_size, interpolation = "mean", 4, 2, 32, "bilinear"
+    name, dim, num_frames, image_size, interpolation, framing = "mean", 4, 2, 32, "bilinear", "crop"
     licence, has_text, space_id = "CC0", False, "mean"
 
     def __init__(self, trouble: str = "") -> None:

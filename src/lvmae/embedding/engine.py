@@ -185,6 +185,7 @@ def embed_files(
                 num_frames=encoder.num_frames,
                 image_size=encoder.image_size,
                 interpolation=encoder.interpolation,
+                framing=encoder.framing,
             )
         except Exception as error:
             yield file, _failure(file, error)

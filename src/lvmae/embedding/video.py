@@ -174,15 +174,17 @@ def decode_segments(
     num_frames: int,
     image_size: int,
     interpolation: str = "bicubic",
+    framing: str = "crop",
     skip: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yields for each segment [start, end) its `num_frames` evenly spaced frames, uint8 RGB (T, H, W, 3), H = W = image_size.
 
     Sample k of T lies at start + (k + 0.5) / T * (end - start). The short side is resized to `image_size` by FFmpeg's scaler and
-    the long one cropped at its centre. Starts ascend. `skip=False` decodes every frame, with the same result.
+    the long one cropped at its centre; with framing "stretch" both are resized, whatever their aspect. Starts ascend.
+    `skip=False` decodes every frame, with the same result.
     Raises VideoError if the file ends before its segments do; segments yielded before are good.
     """
-    convert = _Converter(image_size, _INTERPOLATIONS[interpolation])
+    convert = _FRAMINGS[framing](image_size, _INTERPOLATIONS[interpolation])
     times, end = _sample_times(starts, ends, num_frames)
     waiting: dict[int, np.ndarray] = {}
     missing: dict[int, int] = {}
@@ -562,6 +564,16 @@ class _Converter:
     def cut(self, picture: np.ndarray) -> np.ndarray:
         top, left = (picture.shape[0] - self.size) // 2, (picture.shape[1] - self.size) // 2
         return picture[top : top + self.size, left : left + self.size]
+
+
+class _Stretched(_Converter):
+    """Frame -> uint8 RGB (size, size, 3): the whole picture, its aspect given up."""
+
+    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
+        return self.size, self.size
+
+
+_FRAMINGS = {"crop": _Converter, "stretch": _Stretched}
 
 
 class _Whole(_Converter):

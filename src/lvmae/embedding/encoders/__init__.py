@@ -32,6 +32,7 @@ class SegmentEncoder(Protocol):
     num_frames: int  # T, frames a segment
     image_size: int  # H = W
     interpolation: str  # "bicubic" or "bilinear": how frames are resized for it
+    framing: str  # "crop": short side resized, centre kept; "stretch": the whole picture, its aspect given up
     space_id: str  # names the space: model, weights, frames, preprocessing, pooling
     licence: str
     options: dict[str, Any]  # load_encoder(name, **options) builds the same space again

@@ -60,7 +60,7 @@ class ConSE:
 
     name = "conse"
     dim = 384
-    interpolation = "bicubic"
+    interpolation, framing = "bicubic", "crop"
     has_text = True
     licence = "Apache-2.0 (EfficientNet-Lite0, all-MiniLM-L6-v2), MIT (class names)"
 

@@ -1,0 +1,103 @@
+"""The `lvmae` command: each subcommand parses its options and calls one public function.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once. A user's error is one sentence on standard
+error; exit code 2 for a request that cannot be carried out, 1 for work that failed, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lvmae
+from lvmae.cli import judging, models, reading, stores
+from lvmae.cli.command import command_of
+from lvmae.errors import LVMAEError
+
+_DOWNLOADING = frozenset({"embed", "push", "search", "serve"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    # Threads that spin while they wait slow a busy machine down many times; read by OpenMP when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments.command not in _DOWNLOADING:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
+    _tell()
+    try:
+        code: int = arguments.call(arguments)
+    except LVMAEError as error:
+        print(f"lvmae {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; run the same command again to go on"
+        print(f"\nlvmae {arguments.command}: {said}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `lvmae inspect store | head`.
+        sys.stderr.close()
+        return 1
+    return code
+
+
+def _tell() -> None:
+    """Shows what our own loggers say, on standard error, as plain sentences."""
+    logger = logging.getLogger("lvmae")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lvmae",
+        description="Learn from, represent, search and understand long videos (LV-MAE).",
+        epilog="The path: embed -> pretrain -> represent -> probe, interpret. `lvmae demo` walks it.",
+    )
+    parser.add_argument("--version", action="version", version=f"lvmae {lvmae.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        stores.add_embed,
+        stores.add_import,
+        stores.add_inspect,
+        models.add_pretrain,
+        models.add_push,
+        models.add_represent,
+        judging.add_probe,
+        reading.add_caption,
+        reading.add_interpret,
+        reading.add_search,
+        reading.add_serve,
+        reading.add_timeline,
+        _add_demo,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "demo",
+        _run_demo,
+        brief="Make a corpus of long videos and walk the whole path on it.",
+        goes_in="nothing",
+        comes_out="videos, store, run, representations, a table and report.html in one folder",
+        example="lvmae demo --out demo",
+    )
+    command.add_argument("--out", default="demo", help="folder for everything (default: demo)")
+    command.add_argument(
+        "--videos", type=int, help="how many short videos (default: the demo's own number, 48 at least)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from lvmae.demo import run_demo
+
+    return run_demo(arguments.out, videos=arguments.videos, seed=arguments.seed)

@@ -1,0 +1,43 @@
+"""What the commands share: how one is described, settings given as key=value, and telling failures."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lvmae.errors import InputError
+
+
+def command_of(commands: Any, name: str, run: Any, *, brief: str, goes_in: str, comes_out: str, example: str) -> Any:
+    """Adds a subcommand whose help says what goes in, what comes out, and an example."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=brief,
+        description=f"{brief}\n\nin:      {goes_in}\nout:     {comes_out}\nexample: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(call=run)
+    return command
+
+
+def key_values(pairs: list[str], option: str) -> dict[str, str]:
+    """Pairs given as key=value; InputError for one that is not."""
+    settings = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise InputError(f"{option} {pair!r} is not of the form key=value")
+        settings[key] = value
+    return settings
+
+
+def tell_failures(store: str, most: int = 20) -> int:
+    """Prints a store's failures, and returns the exit code that says so."""
+    from lvmae.store import EmbeddingStore
+
+    failures = EmbeddingStore(store).failures
+    for failure in failures[:most]:
+        print(f"  failed: {failure.path}: {failure.reason}")
+    if len(failures) > most:
+        print(f"  and {len(failures) - most} more; `lvmae inspect {store} --json` lists all")
+    return 1

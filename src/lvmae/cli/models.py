@@ -1,0 +1,79 @@
+"""Commands that make and use models: pretrain, push, represent."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lvmae.cli.command import command_of, key_values
+
+
+def add_pretrain(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "pretrain",
+        _run_pretrain,
+        brief="Pre-train LV-MAE on embeddings, self-supervised.",
+        goes_in="one or more stores of one embedding space",
+        comes_out="a run: the model, its card, curves and checkpoints; killed or stopped, the same command goes on",
+        example="lvmae pretrain store --out run --recipe tiny --set epochs=50",
+    )
+    command.add_argument("stores", nargs="+", metavar="store")
+    command.add_argument("--out", required=True, help="where the run goes")
+    command.add_argument("--recipe", default="base", help="named configuration, or a run's recipe.json (default: base)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the recipe"
+    )
+
+
+def _run_pretrain(arguments: argparse.Namespace) -> int:
+    from lvmae.pretraining import pretrain
+
+    stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
+    pretrain(stores, arguments.out, recipe=arguments.recipe, settings=key_values(arguments.set, "--set"))
+    return 0
+
+
+def add_push(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "push",
+        _run_push,
+        brief="Upload a finished run to a model hub.",
+        goes_in="a run, and the name of a repository; the token is the one of `hf auth login`, or HF_TOKEN",
+        comes_out="a repository with the model, its card, curves and recipe",
+        example="lvmae push run someone/long-videos",
+    )
+    command.add_argument("run")
+    command.add_argument("repo", help="user/name; made if it does not exist")
+    command.add_argument("--private", action="store_true", help="make it a private one")
+
+
+def _run_push(arguments: argparse.Namespace) -> int:
+    from lvmae.pretraining.hub import push_run
+
+    print(push_run(arguments.run, arguments.repo, private=arguments.private))
+    return 0
+
+
+def add_represent(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "represent",
+        _run_represent,
+        brief="Compute the frozen model's features of every video, once.",
+        goes_in="a run and a store",
+        comes_out="representations: [CLS], mean and per-segment features with times, as Parquet",
+        example="lvmae represent run store --out reps",
+    )
+    command.add_argument("run")
+    command.add_argument("store")
+    command.add_argument("--out", required=True, help="where the representations go")
+
+
+def _run_represent(arguments: argparse.Namespace) -> int:
+    from lvmae.representations import represent
+
+    features = represent(arguments.run, arguments.store, arguments.out)
+    print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")
+    return 0
