@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lvmae.embedding import video
-from lvmae.embedding.video import VideoError, decode_segments, find_videos, probe, thumbnails
-from lvmae.errors import InputError
+from lvmae.embedding.video import VideoError, decode_segments, probe, thumbnails
 
 EVEN = [40 * i for i in range(300)]  # 12 s at 25 frames/s
 RNG = np.random.default_rng(7)
@@ -203,22 +202,3 @@ def test_a_truncated_file_gives_what_is_there_and_says_so(tmp_path: Path, film: 
             )
         assert got == [12 + 25 * i for i in range(len(got))]
         assert len(got) >= 3
-
-
-# --- finding --------------------------------------------------------------------------------------------------------------
-
-
-def test_find_videos(tmp_path: Path) -> None:
-    for name in ("b.mp4", "a/x.MKV", "a/x.mp4", "a/y.webm", "notes.txt", ".hidden.mp4", "a.b.mov"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = {v.id: v.path for v in find_videos(tmp_path)}
-    assert list(found) == ["a/x.MKV", "a/x.mp4", "a/y", "a.b", "b"]
-    assert found["a/x.MKV"] == tmp_path / "a/x.MKV"
-    assert [v.id for v in find_videos([tmp_path / "b.mp4", str(tmp_path / "a")])] == ["b", "x.MKV", "x.mp4", "y"]
-    assert [v.id for v in find_videos(tmp_path / "notes.txt")] == ["notes"]
-    (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="There is no video in"):
-        find_videos(tmp_path / "none")
-    with pytest.raises(InputError, match="no file or folder"):
-        find_videos(tmp_path / "missing")

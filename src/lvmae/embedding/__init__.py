@@ -2,6 +2,6 @@
 
 from lvmae.embedding.encoders import SegmentEncoder, encoder_of, load_encoder
 from lvmae.embedding.engine import EmbedSummary, embed_videos
-from lvmae.embedding.video import find_videos
+from lvmae.embedding.sources import find_videos
 
 __all__ = ["EmbedSummary", "SegmentEncoder", "embed_videos", "encoder_of", "find_videos", "load_encoder"]

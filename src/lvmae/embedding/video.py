@@ -1,4 +1,4 @@
-"""Video files to frames: finding, probing, and one streaming decode that converts nothing but the frames asked for.
+"""Video files to frames: probing, and one streaming decode that converts nothing but the frames asked for.
 
 Enters: a path and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.8 of decoding the whole file, memory for two groups
 of pictures of packets and the segments that overlap. Nothing is written to disk and no file is decoded twice.
@@ -36,33 +36,6 @@ from lvmae.errors import InputError, WorkError
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
-VIDEO_SUFFIXES = frozenset(
-    (
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".divx",
-        ".f4v",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".ogm",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    )
-)
-
 # Decoders of FFmpeg that honour `skip_frame` packet by packet; others read it once, at opening, and would lose wanted frames.
 _SKIPPING_DECODERS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
 _GOP_BYTES = 64 << 20  # packets of one group of pictures that are held before the fast path gives up
@@ -79,14 +52,6 @@ class VideoError(WorkError):
 
 
 @dataclass(frozen=True)
-class VideoFile:
-    """A video to embed: `id` is its path below the folder it was found in, without suffix, in POSIX form."""
-
-    id: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class VideoInfo:
     """What a file says about its first video stream. Sizes are as displayed, after pixel aspect and rotation."""
 
@@ -96,55 +61,6 @@ class VideoInfo:
     height: int
     rotation: int  # degrees counter-clockwise that a player turns the frames by
     codec: str
-
-
-def find_videos(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[VideoFile]:
-    """The videos of a folder (recursively, by suffix, hidden files left out), of single files, or of several of either.
-
-    Sorted within each folder. Two files that differ in nothing but the suffix keep it in their id. Entries that only look like
-    videos (pipes, broken links) are listed too, so that they end as failures with a reason. Raises InputError for a path that
-    does not exist and for folders without a video.
-    """
-    given = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(p) for p in paths]
-    found: list[tuple[str, Path]] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(_walk(path))
-            if not inside:
-                raise InputError(
-                    f"There is no video in {path}: files ending in {' '.join(sorted(VIDEO_SUFFIXES))} are looked for."
-                )
-            found += [(file.relative_to(path).as_posix(), file) for file in inside]
-        elif path.exists() or path.is_symlink():
-            found.append((path.name, path))
-        else:
-            raise InputError(f"There is no file or folder {path}.")
-    if not found:
-        raise InputError("No video was given.")
-    by_id: dict[str, list[int]] = {}
-    for i, (name, _) in enumerate(found):
-        by_id.setdefault(name.removesuffix(Path(name).suffix), []).append(i)
-    ids = [name for name, _ in found]
-    for short, places in by_id.items():
-        if len(places) == 1:
-            ids[places[0]] = short
-    videos: dict[str, VideoFile] = {}
-    for name, (_, path) in zip(ids, found, strict=True):
-        unique = _printable(name if name not in videos or videos[name].path == path else path.as_posix())
-        videos[unique] = VideoFile(unique, path)
-    return list(videos.values())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                yield Path(root, name)
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no UTF-8; ids may not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
