@@ -55,6 +55,16 @@ def test_two_processes_are_one(store, processes, alone, tmp_path):
     assert_same_curves(out, alone, 1e-4)
 
 
+def test_two_processes_with_a_part_of_the_weights_each(store, processes, alone, tmp_path):
+    out = tmp_path / "run"
+    spot = ("lvmae.pretraining.loop:_Training._step", 6, "interrupted")
+    assert launch(processes, store, out, small(), sharded=True, spot=spot) == [130, 130]
+    assert launch(processes, store, out, small(), sharded=True) == [0, 0]
+    assert_same_curves(out, alone, 1e-4)
+    ours, theirs = (load_file(run / "model.safetensors") for run in (out, alone))
+    assert {name: weights.shape for name, weights in ours.items()} == {name: w.shape for name, w in theirs.items()}
+
+
 def test_two_processes_with_two_micro_batches_each_stopped_and_gone_on_with(store, processes, tmp_path):
     recipe = small(batch_size=5, accumulation=2)
     alone, out = tmp_path / "alone", tmp_path / "run"

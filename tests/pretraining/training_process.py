@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from lvmae.errors import LVMAEError
-from lvmae.pretraining import pretrain
+from lvmae.pretraining import loop, pretrain
 from lvmae.recipes import Recipe
 
 
@@ -26,11 +30,12 @@ def train(
     spot: tuple[str, int, str] | None = None,
     largest_file: int | None = None,
     launched: tuple[int, int, int] | None = None,
+    sharded: bool = False,
 ) -> None:
     """Trains; an error's sentence goes to `<out>.said`, its exit code is the process's.
 
     `spot` names a function, which call of it, and when to die of SIGKILL or stop by SIGINT. `largest_file` is what the disk
-    has room for. `launched` is (rank, world, port), as torchrun says it.
+    has room for. `launched` is (rank, world, port), as torchrun says it. `sharded`: by FSDP, as `accelerate launch --use_fsdp`.
     """
     torch.set_num_threads(1)
     multiprocessing.set_start_method(
@@ -40,6 +45,8 @@ def train(
         rank, world, port = map(str, launched)
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if sharded:
+        _shard()
     if spot is not None:
         _arm(*spot)
     if largest_file is not None:
@@ -50,6 +57,31 @@ def train(
     except LVMAEError as error:
         Path(f"{out}.said").write_text(str(error))
         sys.exit(error.exit_code)
+
+
+def _shard() -> None:
+    """accelerate takes FSDP for GPUs only, though torch shards over gloo as well: past its one check, all runs as it is."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    }
+
+    class Sharding(Accelerator):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.state.distributed_type = DistributedType.FSDP
+            self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+        def prepare(self, *args: Any, **kwargs: Any) -> Any:
+            prepared = super().prepare(*args, **kwargs)
+            blocks = [m for m in prepared[0].modules() if isinstance(m, FSDPModule)]
+            assert len(blocks) > 2
+            assert all(isinstance(p, DTensor) for p in prepared[0].parameters())
+            return prepared
+
+    loop.Accelerator = Sharding
 
 
 def _arm(function: str, call: int, when: str) -> None:

@@ -180,6 +180,14 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     supports_gradient_checkpointing = True
     _no_split_modules = ["LVMAEBlock"]  # noqa: RUF012
 
+    def get_input_embeddings(self) -> None:
+        """None: embeddings come in from outside. FSDP asks, and the inherited answer is an error."""
+        return
+
+    def get_output_embeddings(self) -> None:
+        """None: there is no vocabulary."""
+        return
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
