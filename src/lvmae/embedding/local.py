@@ -10,6 +10,7 @@ silent for `timeout` seconds is ended and its file a failure; workers whose mind
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Self
 
 from lvmae.embedding.encoders import load_encoder
 from lvmae.embedding.sources import VideoFile
@@ -32,7 +34,7 @@ _ATTEMPTS = 2  # a file in hand when its worker died is tried this often
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-_NEXT = "next"  # worker -> minder: decoded what I had, give me a file; the answer is a file, or None for the end
+_NEXT = "next"  # worker -> minder: decoded what I had, a file please; the answer is one, or None for the end of a round
 
 
 def _work(descriptor: int) -> None:
@@ -52,8 +54,9 @@ def _work(descriptor: int) -> None:
 
         try:
             encoder = load_encoder(job.encoder, **job.options)
-            for message in embed_files(files(), encoder, job):
-                connection.send(message)
+            while True:  # a None ends a round: what is decoded is encoded, and the worker waits for another
+                for message in embed_files(files(), encoder, job):
+                    connection.send(message)
         except (EOFError, OSError):
             raise
         except Exception as error:
@@ -84,7 +87,16 @@ class _Worker:
         self.connection.send(job)
         self.held: list[VideoFile] = []  # handed out and not ended; the last one is being decoded
         self.heard = time.monotonic()
-        self.finishing = False
+        self.started = False  # has asked for a file, so its encoder is loaded
+        self.asking = False  # for a file; nothing was answered yet
+
+    def answer(self, file: VideoFile | None) -> None:
+        """Hands out a file, or ends the round."""
+        self.asking = False
+        self.held += [file] if file else []
+        self.heard = time.monotonic()
+        with contextlib.suppress(OSError):  # it has died; that is noticed when it is heard next
+            self.connection.send(file)
 
     def end(self) -> int:
         self.process.kill()
@@ -92,21 +104,33 @@ class _Worker:
         return self.process.wait()
 
 
-def run_local(
-    files: list[VideoFile], job: Job, *, workers: int | None, timeout: float, stop: threading.Event
-) -> Iterator[tuple[VideoFile, Event]]:
-    """Yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
-    workers = min(workers or _cores(), max(len(files), 1))
-    queue = deque(
-        sorted(files, key=VideoFile.size, reverse=True)
-    )  # long ones first, so that no core is idle at the end
-    deaths: Counter[str] = Counter()
-    pool: list[_Worker] = []
-    try:
-        while (queue or pool) and not stop.is_set():
-            while len(pool) < workers and len(queue) > sum(not w.held and not w.finishing for w in pool):
-                pool.append(_Worker(job))
-            ready = wait([w.connection for w in pool], timeout=min(timeout, 1.0))
+class Crew:
+    """Workers that stay: each loads the encoder once, for however many calls of `run`. A context manager; leaving it ends them."""
+
+    def __init__(self, job: Job, *, workers: int, timeout: float) -> None:
+        self._job, self._size, self._timeout = job, workers, timeout
+        self._pool: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+    def run(self, files: list[VideoFile], stop: threading.Event) -> Iterator[tuple[VideoFile, Event]]:
+        """Yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
+        # Long ones first, so that no core is idle at the end.
+        queue = deque(sorted(files, key=VideoFile.size, reverse=True))
+        deaths: Counter[str] = Counter()
+        pool = self._pool
+        while (queue or any(w.held for w in pool)) and not stop.is_set():
+            for worker in [w for w in pool if w.asking and queue]:
+                worker.answer(queue.popleft())
+            while len(pool) < self._size and len(queue) > sum(not w.held for w in pool):
+                pool.append(_Worker(self._job))
+            ready = wait([w.connection for w in pool], timeout=min(self._timeout, 1.0))
             for worker in [w for w in pool if w.connection in ready]:
                 worker.heard = time.monotonic()
                 try:
@@ -116,10 +140,9 @@ def run_local(
                     yield from _mourn(worker, queue, deaths)
                     continue
                 if message == _NEXT:
-                    file = queue.popleft() if queue else None
-                    worker.finishing = file is None
-                    worker.held += [file] if file else []
-                    worker.connection.send(file)
+                    worker.started = worker.asking = True
+                    if queue or worker.held:
+                        worker.answer(queue.popleft() if queue else None)
                 elif isinstance(message, str):
                     raise WorkError(message)
                 else:
@@ -127,25 +150,29 @@ def run_local(
                     if not isinstance(event, Advanced):
                         worker.held.remove(file)
                     yield file, event
-            for worker in [w for w in pool if w.held and time.monotonic() - w.heard > timeout]:
+            for worker in [w for w in pool if w.held and time.monotonic() - w.heard > self._timeout]:
                 pool.remove(worker)
                 worker.end()
                 stuck = worker.held.pop()
                 queue.extendleft(worker.held)
                 yield (
                     stuck,
-                    Failure(stuck.id, stuck.source, f"decoding made no progress for {timeout:.0f} s and was ended"),
+                    Failure(
+                        stuck.id, stuck.source, f"decoding made no progress for {self._timeout:.0f} s and was ended"
+                    ),
                 )
-    finally:
-        for worker in pool:
-            worker.end()
+
+
+def run_local(
+    files: list[VideoFile], job: Job, *, workers: int | None, timeout: float, stop: threading.Event
+) -> Iterator[tuple[VideoFile, Event]]:
+    """Yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
+    with Crew(job, workers=min(workers or _cores(), max(len(files), 1)), timeout=timeout) as crew:
+        yield from crew.run(files, stop)
 
 
 def _mourn(worker: _Worker, queue: deque[VideoFile], deaths: Counter[str]) -> Iterator[tuple[VideoFile, Event]]:
-    """A worker has gone: at its end, which is well, or before. The file in its hands is suspect, others it held are tried again."""
-    if worker.finishing and not worker.held:
-        worker.end()
-        return
+    """A worker has gone. The file in its hands is suspect, others it held are tried again."""
     try:
         code = worker.process.wait(timeout=5)
     except subprocess.TimeoutExpired:
@@ -153,6 +180,8 @@ def _mourn(worker: _Worker, queue: deque[VideoFile], deaths: Counter[str]) -> It
     worker.connection.close()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     if not worker.held:
+        if worker.started:
+            return
         raise WorkError(f"A worker process ended before it could start ({how}); is there enough memory for it?")
     suspect = worker.held.pop()
     deaths[suspect.id] += 1
