@@ -88,6 +88,20 @@ def test_bf16_follows_fp32(store, processes, alone, tmp_path):
     assert all(weights.dtype == np.float32 for weights in load_file(tmp_path / "run/model.safetensors").values())
 
 
+def test_fp16_finds_its_scale_and_goes_on_with_it(store, processes, tmp_path):
+    whole, resumed, recipe = tmp_path / "whole", tmp_path / "resumed", small(precision="fp16", epochs=8)
+    assert processes.run(train, store, whole, recipe, scaled=True) == 0
+    steps = [r for r in read_metrics(whole) if "lr" in r]
+    skipped = [r["step"] for r in steps if r["grad_norm"] is None]
+    assert skipped[0] == 1
+    assert 1 < len(skipped) < len(steps) / 2
+    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
+    spot = ("lvmae.pretraining.loop:_Training._step", 20, "before")
+    assert processes.run(train, store, resumed, recipe, scaled=True, spot=spot) == -9
+    assert processes.run(train, store, resumed, recipe, scaled=True) == 0
+    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 def test_one_process_after_another_precision_in_the_same_process(store, tmp_path):
     for precision in ("bf16", "fp32"):
         pretrain(store, tmp_path / precision, recipe=small(epochs=1, precision=precision))

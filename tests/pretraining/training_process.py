@@ -31,11 +31,13 @@ def train(
     largest_file: int | None = None,
     launched: tuple[int, int, int] | None = None,
     sharded: bool = False,
+    scaled: bool = False,
 ) -> None:
     """Trains; an error's sentence goes to `<out>.said`, its exit code is the process's.
 
     `spot` names a function, which call of it, and when to die of SIGKILL or stop by SIGINT. `largest_file` is what the disk
-    has room for. `launched` is (rank, world, port), as torchrun says it. `sharded`: by FSDP, as `accelerate launch --use_fsdp`.
+    has room for. `launched` is (rank, world, port), as torchrun says it. `sharded`: by FSDP, as `accelerate launch --use_fsdp`;
+    `scaled`: in fp16 with a loss scaler, as on a GPU.
     """
     torch.set_num_threads(1)
     multiprocessing.set_start_method(
@@ -47,6 +49,8 @@ def train(
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if sharded:
         _shard()
+    if scaled:
+        _scale()
     if spot is not None:
         _arm(*spot)
     if largest_file is not None:
@@ -82,6 +86,23 @@ def _shard() -> None:
             return prepared
 
     loop.Accelerator = Sharding
+
+
+def _scale() -> None:
+    """accelerate takes fp16 for GPUs only, though torch computes it on a CPU as well: past the two checks, all runs as it is."""
+    truth = torch.accelerator.is_available
+    torch.accelerator.is_available = lambda *_: True
+
+    class Scaling(Accelerator):
+        def __init__(self, **kwargs: Any) -> None:
+            torch.accelerator.is_available = truth
+            super().__init__(**{**kwargs, "cpu": True})
+            assert self.mixed_precision == "fp16"
+            self.native_amp = True
+            # The first steps overflow in half precision with this much, so they are skipped and the scale is halved.
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**28, growth_interval=4)
+
+    loop.Accelerator = Scaling
 
 
 def _arm(function: str, call: int, when: str) -> None:
