@@ -8,9 +8,11 @@ Importing this module imports no deep-learning library; an encoder's own module 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,8 +21,24 @@ from lvmae.store import Manifest
 
 ENTRY_POINTS = "lvmae.encoders"
 
-# name -> where it lives and the extra that installs what it needs
-_BUILT_IN = {"conse": ("lvmae.embedding.encoders.conse:ConSE", "conse")}
+
+class _BuiltIn(NamedTuple):
+    """Where an encoder lives, the extra that installs what it needs, and its options where this name stands for other defaults."""
+
+    target: str
+    extra: str | None = None
+    defaults: Mapping[str, Any] = MappingProxyType({})
+
+
+_BUILT_IN = {
+    "conse": _BuiltIn("lvmae.embedding.encoders.conse:ConSE", "conse"),
+    "clip": _BuiltIn("lvmae.embedding.encoders.frames:CLIP"),
+    "siglip2": _BuiltIn("lvmae.embedding.encoders.frames:SigLIP2"),
+    "languagebind-huge": _BuiltIn("lvmae.embedding.encoders.languagebind:LanguageBind"),
+    "languagebind-base": _BuiltIn(
+        "lvmae.embedding.encoders.languagebind:LanguageBind", None, {"model": "LanguageBind/LanguageBind_Video_FT"}
+    ),
+}
 
 
 @runtime_checkable
@@ -53,7 +71,8 @@ def load_encoder(name: str, **options: Any) -> SegmentEncoder:
 
     Raises InputError for an unknown name, a missing extra, or options that the encoder does not take.
     """
-    factory = _factory(name)
+    factory, defaults = _factory(name)
+    options = {**defaults, **options}
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -85,20 +104,21 @@ def encoder_of(manifest: Manifest) -> SegmentEncoder:
     return encoder
 
 
-def _factory(name: str) -> Any:
+def _factory(name: str) -> tuple[Any, Mapping[str, Any]]:
+    """The class or function that makes the encoder, and the options that its name stands for."""
     plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in _BUILT_IN:
-        target, extra = _BUILT_IN[name]
+        target, extra, defaults = _BUILT_IN[name]
     elif name in plugins:
-        target, extra = plugins[name].value, None
+        target, extra, defaults = _BuiltIn(plugins[name].value)
     elif ":" in name:
-        target, extra = name, None
+        target, extra, defaults = _BuiltIn(name)
     else:
         known = ", ".join(sorted({*_BUILT_IN, *plugins}))
         raise InputError(f"There is no encoder {name!r}. Known: {known}; a class of your own is given as module:Class.")
     module, _, attribute = target.partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(module), attribute), defaults
     except ModuleNotFoundError as error:
         if extra:
             raise InputError(f"The encoder {name!r} needs {error.name}: pip install 'lvmae[{extra}]'.") from None
