@@ -42,7 +42,7 @@ class _FrameAverage(HubEncoder):
     ) -> None:
         frames = whole_number("num_frames", num_frames)
         super().__init__(fetch(model or self.default_model, revision), device=device, dtype=dtype)
-        pixels = Pixels.of(self.snapshot.json("preprocessor_config.json"))
+        pixels = Pixels.of(self.snapshot.processor())
         self._network, dim = self._load(self.snapshot)
         self._network.to(self.device)
         self._tokenizer = load_tokenizer(self.snapshot)

@@ -63,6 +63,17 @@ class Snapshot:
             raise InputError(f"{self.model}: {name} is not a JSON object; download the model again.")
         return content
 
+    def processor(self) -> dict[str, Any]:
+        """The configuration of its video or image processor: transformers 5 keeps it in a part of processor_config.json, older
+        versions in a file of its own. InputError where there is none."""
+        if (self.folder / "processor_config.json").is_file():
+            whole = self.json("processor_config.json")
+            for kind in ("video_processor", "image_processor"):
+                if isinstance(part := whole.get(kind), dict):
+                    return part
+        own = "video_preprocessor_config.json"
+        return self.json(own if (self.folder / own).is_file() else "preprocessor_config.json")
+
     @property
     def licence(self) -> str | None:
         """What the model card's metadata say, if anything."""
