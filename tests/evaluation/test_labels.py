@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,40 @@ def test_a_missing_file_or_kind_is_refused(tmp_path: Path) -> None:
         load_labels(tmp_path / "absent.csv")
     with pytest.raises(InputError, match="'ranking' is no kind of labels"):
         load_labels(_file(tmp_path, "id,label", *_many("x", "y")), kind="ranking")
+
+
+@given(st.lists(st.integers(2, 300), min_size=2, max_size=5), st.sampled_from([0.01, 0.1, 0.5]), st.integers(0, 99))
+def test_a_share_of_the_labels_keeps_every_class_and_leaves_val_and_test(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    task = Task("t", "classification", tuple(map(str, range(len(targets)))), targets, tuple(map(str, sizes)))
+    whole, part = task.split(seed), replace(task, label_fraction=share).split(seed)
+    assert (part["val"].tolist(), part["test"].tolist()) == (whole["val"].tolist(), whole["test"].tolist())
+    assert set(part["train"].tolist()) <= set(whole["train"].tolist())
+    for number in range(len(sizes)):
+        had = int((targets[whole["train"]] == number).sum())
+        assert (targets[part["train"]] == number).sum() == max(1, round(share * had))
+    more = replace(task, label_fraction=min(1.0, 2 * share)).split(seed)
+    assert set(part["train"].tolist()) <= set(more["train"].tolist())
+
+
+def test_shares_differ_by_seed_and_hold_every_class_of_sets() -> None:
+    ids = tuple(map(str, range(1000)))
+    splits = np.array((["train"] * 8 + ["val", "test"]) * 100)
+    values = Task("t", "regression", ids, np.arange(1000.0), (), splits, label_fraction=0.01)
+    assert [len(values.split(seed)["train"]) for seed in range(3)] == [8, 8, 8]
+    assert values.split(0)["train"].tolist() != values.split(1)["train"].tolist()
+    sets = np.zeros((1000, 3), dtype=bool)
+    sets[::2, 0] = sets[:2, 1] = sets[500:502, 2] = True
+    task = Task("t", "multilabel", ids, sets, ("a", "b", "c"), splits, label_fraction=0.01)
+    for seed in range(5):
+        train = task.split(seed)["train"]
+        assert sets[train].any(axis=0).all()
+        assert len(train) <= 10
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_is_above_zero_and_at_most_one(share: float) -> None:
+    with pytest.raises(InputError, match="must be above 0 and at most 1"):
+        Task("t", "regression", ("a",), np.zeros(1), label_fraction=share)

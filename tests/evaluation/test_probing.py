@@ -177,7 +177,7 @@ def test_pooling_normalises_raw_embeddings_first(planted: Path) -> None:
 
 def test_what_does_not_fit_is_refused(planted: Path, tmp_path: Path) -> None:
     reps, raw, labels = planted / "reps", planted / "raw", planted / "labels.csv"
-    with pytest.raises(InputError, match="no probe 'knn'; choose of linear, attentive"):
+    with pytest.raises(InputError, match="no probe 'knn'; choose of linear, attentive, "):
         probe(reps, labels, probes=["knn"])
     with pytest.raises(InputError, match="at least 1 seed"):
         probe(reps, labels, seeds=0)

@@ -2,8 +2,8 @@
 
 from lvmae.evaluation.benchmark import PUBLISHED, LVUResult, probe_lvu
 from lvmae.evaluation.labels import Task, load_labels
-from lvmae.evaluation.probes import ProbeSettings
 from lvmae.evaluation.probing import probe
+from lvmae.evaluation.settings import ProbeSettings
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.evaluation.tasks import LVU, TASKS, load_task
 

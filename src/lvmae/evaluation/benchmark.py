@@ -15,8 +15,8 @@ import numpy as np
 
 from lvmae.errors import InputError
 from lvmae.evaluation.labels import TooFewVideosError
-from lvmae.evaluation.probes import PROBES, ProbeSettings
 from lvmae.evaluation.probing import probe
+from lvmae.evaluation.settings import PROBES, ProbeSettings
 from lvmae.evaluation.tables import ProbeTable, aligned, markdown
 from lvmae.evaluation.tasks import LVU, LVU_CLASSES, LVU_REGRESSIONS, load_task
 from lvmae.store import EmbeddingStore

@@ -34,7 +34,7 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _TEST_SHARE = _VAL_SHARE = 0.2
-_SPLIT_STREAM = 1  # tells this use of a seed from the others, so that two streams are never the same
+_SPLIT_STREAM, _SHARE_STREAM = 1, 4  # tell these uses of a seed from the others, so that no two streams are the same
 
 
 class TooFewVideosError(InputError):
@@ -54,6 +54,7 @@ class Task:
         splits: (V) "train", "val" or "test"; None where every seed draws its own split.
         spans: (V) [start, end] in seconds, where only a part of a video is meant.
         missing: names the labels have and the store has not, filled in by `found_in`.
+        label_fraction: the share of the train labels that may be learnt from; see `split`.
     """
 
     name: str
@@ -64,6 +65,13 @@ class Task:
     splits: NDArray[np.str_] | None = None
     spans: tuple[tuple[float, float], ...] | None = None
     missing: tuple[str, ...] = field(default=())
+    label_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise InputError(
+                f"the share of labels to train on must be above 0 and at most 1, not {self.label_fraction}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,10 +87,19 @@ class Task:
         )
 
     def split(self, seed: int) -> dict[str, NDArray[np.intp]]:
-        """Rows of train, val and test: the fixed ones, or 60/20/20 drawn by `seed`, each class in its share."""
+        """Rows of train, val and test: the fixed ones, or 60/20/20 drawn by `seed`, each class in its share.
+
+        With a `label_fraction` below 1, train is that share of itself, drawn by `seed`: rounded in every class, and never
+        less than one video a class. Of a larger share more are drawn, and the same ones first. Val and test stay whole.
+        """
         if self.splits is not None:
-            return {name: np.flatnonzero(self.splits == name) for name in SPLITS}
-        return _drawn_split(self.targets if self.kind == "classification" else np.zeros(len(self), np.int64), seed)
+            parts = {name: np.flatnonzero(self.splits == name) for name in SPLITS}
+        else:
+            strata = self.targets if self.kind == "classification" else np.zeros(len(self), np.int64)
+            parts = _drawn_split(strata, seed)
+        if self.label_fraction < 1:
+            parts["train"] = _share(self, parts["train"], seed)
+        return parts
 
 
 def load_labels(path: str | Path, *, kind: str | None = None, known: Sequence[str] | None = None) -> Task:
@@ -340,3 +357,18 @@ def _drawn_split(strata: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.i
         parts["val"].append(rows[n_test : n_test + n_val])
         parts["train"].append(rows[n_test + n_val :])
     return {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
+
+
+def _share(task: Task, train: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """`label_fraction` of the rows of train, each class in its share and with one video at least."""
+    rng = np.random.default_rng([seed, _SHARE_STREAM])
+    shuffled = rng.permutation(train)
+    if task.kind == "classification":
+        strata = [shuffled[task.targets[shuffled] == number] for number in np.unique(task.targets[train])]
+    else:
+        strata = [shuffled]
+    chosen = [rows[: max(1, round(task.label_fraction * len(rows)))] for rows in strata]
+    if task.kind == "multilabel":  # a class that the share left out gets its first video
+        for number in np.flatnonzero(task.targets[train].any(axis=0) & ~task.targets[chosen[0]].any(axis=0)):
+            chosen.append(shuffled[task.targets[shuffled, number]][:1])
+    return np.unique(np.concatenate(chosen))

@@ -1,4 +1,4 @@
-"""The probes (method: section 6): what is trained on frozen features, and how one is trained.
+"""The probes (method: section 6): what is trained on frozen features; `fitting` trains them.
 
 Shapes: B videos, S tokens padded, D width, H heads, K outputs (classes, or 1 for a regression).
 
@@ -12,59 +12,12 @@ that is 20 times less work than the block as written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lvmae.evaluation.features import Features
-from lvmae.evaluation.labels import Task
-from lvmae.evaluation.metrics import is_better, score
-
-PROBES = ("linear", "attentive")
 _EPS = 1e-6
-_EVALUATION_BATCH = 64
-_INIT_STREAM, _ORDER_STREAM = 2, 3
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How probes are trained; the defaults are the paper's, but for the least numbers of steps.
-
-    The paper's epochs are of hundreds or thousands of videos. Over a few dozen they make too few steps to learn anything
-    (on 36 videos the linear probe's 30 epochs are 90 steps of 1e-4), so there an epoch goes over the training videos
-    several times, until the whole makes at least so many steps; the number of epochs to choose from and the course of
-    the rate stay as they are. 1,500 linear steps are what the paper's epochs make on LVU's middling tasks of 800 videos.
-    `ProbeSettings.paper()` is the paper to the letter.
-
-    Attributes:
-        batch_size: videos a step.
-        linear_epochs, linear_lr, linear_min_steps: Adam at a constant rate.
-        attentive_epochs, attentive_lr, attentive_decay, attentive_min_steps: Adam, the rate multiplied by the decay
-            after each epoch.
-        bootstrap: resamples of the test videos behind the interval.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-    """
-
-    batch_size: int = 16
-    linear_epochs: int = 30
-    linear_lr: float = 1e-4
-    linear_min_steps: int = 1500
-    attentive_epochs: int = 20
-    attentive_lr: float = 1e-3
-    attentive_decay: float = 0.9
-    attentive_min_steps: int = 300
-    bootstrap: int = 1000
-    device: str | None = None
-
-    @classmethod
-    def paper(cls) -> ProbeSettings:
-        """The paper's epochs, however few videos they are of."""
-        return cls(linear_min_steps=0, attentive_min_steps=0)
 
 
 class LinearProbe(nn.Module):
@@ -122,110 +75,9 @@ class AttentiveProbe(nn.Module):
         return self.head(self.norm(cls))  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A trained probe's answer: outputs (n_test, K) at the epoch best on val, that epoch from 1, and steps made."""
-
-    outputs: NDArray[np.float64]
-    epoch: int
-    steps: int
-    paper_steps: int
-
-
-def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSettings) -> Fitted:
-    """Trains one probe on the task's train split; `seed` draws the initial weights and the order of the videos.
-
-    The epoch of the best val score is kept, of equals that of the lower val loss; test is looked at once, with that
-    epoch's weights.
-    """
-    device = probe_device(settings)
-    rows = task.split(seed)
-    outputs_dim = len(task.classes) or 1
-    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, _INIT_STREAM]).integers(2**62)))
-    order = np.random.default_rng([seed, _ORDER_STREAM])
-    model: nn.Module
-    if probe == "linear":
-        model = LinearProbe(features.dim, outputs_dim, generator)
-        epochs, rate, decay = settings.linear_epochs, settings.linear_lr, 1.0
-        min_steps = settings.linear_min_steps
-    else:
-        model = AttentiveProbe(features.dim, outputs_dim, generator, learn_cls=features.cls is None)
-        epochs, rate, decay = settings.attentive_epochs, settings.attentive_lr, settings.attentive_decay
-        min_steps = settings.attentive_min_steps
-    model.to(device)
-    mean = features.mean.to(device)
-
-    def forward(chosen: NDArray[np.intp]) -> Tensor:
-        if probe == "linear":
-            return model(mean[torch.from_numpy(chosen)])  # type: ignore[no-any-return]
-        return model(*features.batch(chosen, device))  # type: ignore[no-any-return]
-
-    @torch.inference_mode()
-    def predict(chosen: NDArray[np.intp]) -> Tensor:
-        model.eval()
-        size = len(chosen) if probe == "linear" else _EVALUATION_BATCH
-        found = torch.cat([forward(chosen[i : i + size]) for i in range(0, len(chosen), size)])
-        model.train()
-        return found
-
-    targets, loss_of, offset = _objective(task, rows["train"], device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
-    train = rows["train"]
-    epoch_steps = math.ceil(len(train) / settings.batch_size)
-    passes = max(1, math.ceil(min_steps / (epochs * epoch_steps)))
-    best: tuple[float, float] | None = None
-    best_epoch, best_state = 0, {}
-    for epoch in range(1, epochs + 1):
-        for _ in range(passes):
-            shuffled = order.permutation(train)
-            for start in range(0, len(train), settings.batch_size):
-                chosen = shuffled[start : start + settings.batch_size]
-                loss = loss_of(forward(chosen), targets[torch.from_numpy(chosen)])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        schedule.step()
-        held_out = predict(rows["val"])
-        value = score(task.kind, _outputs(held_out, offset), task.targets[rows["val"]])
-        reached = (value, float(loss_of(held_out, targets[torch.from_numpy(rows["val"])])))
-        if (
-            best is None
-            or is_better(task.kind, reached[0], best[0])
-            or (reached[0] == best[0] and reached[1] < best[1])
-        ):
-            best, best_epoch = reached, epoch
-            best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(best_state)
-    return Fitted(
-        _outputs(predict(rows["test"]), offset), best_epoch, epochs * passes * epoch_steps, epochs * epoch_steps
-    )
-
-
-def probe_device(settings: ProbeSettings) -> torch.device:
-    """Where probes are trained."""
-    return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def heads_for(dim: int) -> int:
     """The most heads of at least 64 that divide the width; 16 for the paper's 1024."""
     return next(h for h in range(max(1, dim // 64), 0, -1) if dim % h == 0)
-
-
-def _objective(
-    task: Task, train: NDArray[np.intp], device: torch.device
-) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], float]:
-    """All targets as the loss takes them, the loss, and what was subtracted: a regression is zero-mean on train."""
-    if task.kind == "classification":
-        return torch.from_numpy(task.targets).to(device), F.cross_entropy, 0.0
-    if task.kind == "multilabel":
-        return torch.from_numpy(task.targets).float().to(device), F.binary_cross_entropy_with_logits, 0.0
-    offset = float(task.targets[train].mean())
-    return torch.from_numpy(task.targets - offset).float()[:, None].to(device), F.mse_loss, offset
-
-
-def _outputs(found: Tensor, offset: float) -> NDArray[np.float64]:
-    return found.cpu().double().numpy() + offset
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:

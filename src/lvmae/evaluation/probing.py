@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lvmae.errors import InputError
-from lvmae.evaluation.features import Features, load_features
+from lvmae.evaluation.features import RAW, Features, load_features
+from lvmae.evaluation.fitting import Fitted, fit, probe_device
 from lvmae.evaluation.labels import SPLITS, Task, found_in, load_labels
 from lvmae.evaluation.metrics import METRICS, interval, score
-from lvmae.evaluation.probes import PROBES, Fitted, ProbeSettings, fit, probe_device
+from lvmae.evaluation.settings import ALL_PROBES, BASELINES, PROBES, ProbeSettings
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.progress import progress
 from lvmae.store import EMBEDDINGS, EmbeddingStore
@@ -37,6 +38,7 @@ def probe(
     probes: Sequence[str] = PROBES,
     seeds: int = 5,
     kind: str | None = None,
+    label_fraction: float | None = None,
     run: str | Path | None = None,
     settings: ProbeSettings | None = None,
 ) -> ProbeTable:
@@ -47,10 +49,14 @@ def probe(
         labels: a label file (`load_labels`), all of whose videos must be in the store, or a `Task` (`load_task`),
             whose missing videos are counted and listed.
         raw: the store of raw embeddings, for the same probes on them, on the same videos and splits.
-        probes: of "linear" (on the mean of the tokens; for a regression it is the paper's regressor) and "attentive".
+        probes: of "linear" (on the mean of the tokens; for a regression it is the paper's regressor), "attentive",
+            "linear-standardized" (beyond the paper: each dimension of the mean made of zero mean and unit deviation over
+            train), and the end-to-end baselines "transformer" and "mamba", which learn from raw embeddings alone.
         seeds: runs a figure. Each draws its initial weights, its order of videos and, where labels name no split, its
             own 60/20/20.
         kind: of labels, instead of reading it off them.
+        label_fraction: the share of the train labels to learn from, drawn by each seed, in every class and with one video
+            of each at least; None takes the task's own, which is 1.
         run: the run the representations must be of.
         settings: how probes are trained; the paper's by default, see `ProbeSettings`.
 
@@ -58,22 +64,35 @@ def probe(
         InputError: for labels or stores that do not fit.
     """
     settings = settings or ProbeSettings()
-    unknown = [name for name in probes if name not in PROBES]
+    unknown = [name for name in probes if name not in ALL_PROBES]
     if unknown or not probes:
-        raise InputError(f"there is no probe '{', '.join(unknown)}'; choose of {', '.join(PROBES)}")
+        raise InputError(f"there is no probe '{', '.join(unknown)}'; choose of {', '.join(ALL_PROBES)}")
     if seeds < 1:
         raise InputError(f"a probe needs at least 1 seed, not {seeds}")
     store = EmbeddingStore.open(features)
     if run is not None:
         _check_run(store, run)
     stores = [store] if raw is None else [_raw_store(raw, store), store]
+    if raw is None and store.kind != EMBEDDINGS and any(name in BASELINES for name in probes):
+        raise InputError(
+            f"{' and '.join(name for name in probes if name in BASELINES)} learn end to end from raw embeddings, and "
+            f"{store.path} holds {store.kind}; name the store they were made from too (--raw)"
+        )
     if not isinstance(labels, Task):
         labels = load_labels(labels, kind=kind, known=store.ids)
+    if label_fraction is not None:
+        labels = replace(labels, label_fraction=label_fraction)
     task, places = found_in(labels, store.ids)
     sets = [load_features(s, places if s is store else _same_videos(s, store, places), task.spans) for s in stores]
 
     splits = [task.split(seed) for seed in range(seeds)]
-    runs = [(part, name, seed) for part in sets for name in probes for seed in range(seeds)]
+    runs = [
+        (part, name, seed)
+        for part in sets
+        for name in probes
+        if name not in BASELINES or part.name == RAW
+        for seed in range(seeds)
+    ]
     fitted = _fit_all(runs, task, settings)
     rows: list[ProbeRow] = []
     for first in range(0, len(runs), seeds):
@@ -92,6 +111,7 @@ def probe(
                 epochs=tuple(f.epoch for f in found),
                 steps=found[0].steps,
                 paper_steps=found[0].paper_steps,
+                min_steps=settings.plan(name).min_steps,
             )
         )
     return ProbeTable(
@@ -105,6 +125,7 @@ def probe(
         chance=_chance(task, seeds),
         rows=tuple(rows),
         missing=task.missing,
+        label_fraction=task.label_fraction,
         settings={k: v for k, v in asdict(settings).items() if k != "device"},
     )
 

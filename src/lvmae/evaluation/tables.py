@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from lvmae.evaluation.settings import BASELINES
+
 
 @dataclass(frozen=True)
 class ProbeRow:
@@ -16,7 +18,8 @@ class ProbeRow:
         interval: 95 %, by resampling test videos.
         epochs: the epoch each seed chose on val, from 1.
         steps: optimiser steps of one training.
-        paper_steps: those the paper's epochs would have made.
+        paper_steps: those the plain epochs, the paper's by default, would have made.
+        min_steps: the least number of steps asked for.
     """
 
     features: str
@@ -28,6 +31,7 @@ class ProbeRow:
     epochs: tuple[int, ...]
     steps: int
     paper_steps: int
+    min_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class ProbeTable:
     rows: tuple[ProbeRow, ...]
     missing: tuple[str, ...]
     settings: dict[str, Any]
+    label_fraction: float = 1.0
 
     def row(self, features: str, probe: str) -> ProbeRow:
         """One row by its name; `KeyError` where there is none."""
@@ -76,14 +81,15 @@ class ProbeTable:
         counts = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         kinds = f", {len(self.classes)} classes" if self.classes else ""
         probes = {row.probe: row for row in self.rows}
-        steps = [
-            f"{name} {row.steps} (at least {self.settings[f'{name}_min_steps']}; the paper's epochs alone: {row.paper_steps})"
-            for name, row in probes.items()
-        ]
+        steps = [f"{name} {_steps(row)}" for name, row in probes.items()]
         notes = [
             f"{self.task}: {self.kind}{kinds}; videos: {counts}; split {self.split}; the epoch chosen on val.",
             f"Optimiser steps of a training: {', '.join(steps)}.",
         ]
+        if self.label_fraction < 1:
+            notes.append(f"Trained on {100 * self.label_fraction:g} % of the train labels, drawn by each seed.")
+        if any(name in BASELINES for name in probes):
+            notes.append("Transformer and Mamba are trained end to end with settings of ours: the paper gives none.")
         if self.missing:
             some = ", ".join(self.missing[:3])
             total = sum(self.counts.values()) + len(self.missing)
@@ -120,6 +126,13 @@ class ProbeTable:
 
     def _figure(self, value: float) -> str:
         return f"{value:.3f}" if self.kind == "regression" else f"{value:.1f}"
+
+
+def _steps(row: ProbeRow) -> str:
+    if row.steps == row.paper_steps:
+        return str(row.steps)
+    plain = "its epochs" if row.probe in BASELINES else "the paper's epochs"
+    return f"{row.steps} (at least {row.min_steps}; {plain} alone: {row.paper_steps})"
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:

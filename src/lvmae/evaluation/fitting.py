@@ -1,0 +1,165 @@
+"""Training one probe on a task's labels: train teaches, val chooses the epoch, test is looked at once.
+
+Every probe goes through the same loop; what differs is its `Plan` (epochs, rate, least steps). What comes out depends
+on the seed alone: not on threads, not on what else is trained beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lvmae.evaluation.features import Features
+from lvmae.evaluation.labels import Task
+from lvmae.evaluation.metrics import is_better, score
+from lvmae.evaluation.probes import AttentiveProbe, LinearProbe
+from lvmae.evaluation.settings import BASELINES, Plan, ProbeSettings
+
+_EVALUATION_BATCH = 64
+_WARM_UP = 0.1  # share of the steps, where the rate is warmed up
+_INIT_STREAM, _ORDER_STREAM = 2, 3
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained probe's answer: outputs (n_test, K) at the epoch best on val, that epoch from 1, and steps made."""
+
+    outputs: NDArray[np.float64]
+    epoch: int
+    steps: int
+    paper_steps: int
+
+
+def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSettings) -> Fitted:
+    """Trains one of `ALL_PROBES` on the task's train split; `seed` draws the initial weights and the order of the videos.
+
+    The epoch of the best val score is kept, of equals that of the lower val loss; test is looked at once, with that
+    epoch's weights.
+    """
+    device = probe_device(settings)
+    rows = task.split(seed)
+    train, val = rows["train"], rows["val"]
+    model, forward = _model(probe, features, len(task.classes) or 1, train=train, seed=seed, settings=settings)
+
+    @torch.inference_mode()
+    def predict(chosen: NDArray[np.intp]) -> Tensor:
+        model.eval()
+        found = torch.cat(
+            [forward(chosen[i : i + _EVALUATION_BATCH]) for i in range(0, len(chosen), _EVALUATION_BATCH)]
+        )
+        model.train()
+        return found
+
+    plan = settings.plan(probe)
+    epoch_steps = math.ceil(len(train) / settings.batch_size)
+    passes = plan.passes(epoch_steps)
+    steps = plan.epochs * passes * epoch_steps
+    targets, loss_of, offset = _objective(task, train, device)
+    optimizer = _optimizer(model, plan)
+    course = _course(plan, steps, passes * epoch_steps)
+    made = 0
+    order = np.random.default_rng([seed, _ORDER_STREAM])
+    best: tuple[float, float] | None = None
+    best_epoch, best_state = 0, {}
+    for epoch in range(1, plan.epochs + 1):
+        for _ in range(passes):
+            shuffled = order.permutation(train)
+            for start in range(0, len(train), settings.batch_size):
+                chosen = shuffled[start : start + settings.batch_size]
+                loss = loss_of(forward(chosen), targets[torch.from_numpy(chosen)])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                for group in optimizer.param_groups:
+                    group["lr"] = plan.lr * course(made)
+                optimizer.step()
+                made += 1
+        held_out = predict(val)
+        value = score(task.kind, _outputs(held_out, offset), task.targets[val])
+        reached = (value, float(loss_of(held_out, targets[torch.from_numpy(val)])))
+        if (
+            best is None
+            or is_better(task.kind, reached[0], best[0])
+            or (reached[0] == best[0] and reached[1] < best[1])
+        ):
+            best, best_epoch = reached, epoch
+            best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best_state)
+    return Fitted(_outputs(predict(rows["test"]), offset), best_epoch, steps, plan.epochs * epoch_steps)
+
+
+def probe_device(settings: ProbeSettings) -> torch.device:
+    """Where probes are trained."""
+    return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _model(
+    probe: str, features: Features, outputs: int, *, train: NDArray[np.intp], seed: int, settings: ProbeSettings
+) -> tuple[nn.Module, Callable[[NDArray[np.intp]], Tensor]]:
+    """A fresh probe on its device, and what it says of the videos in some rows."""
+    device = probe_device(settings)
+    drawn = int(np.random.default_rng([seed, _INIT_STREAM]).integers(2**62))
+    generator = torch.Generator().manual_seed(drawn)
+    model: nn.Module
+    if probe in BASELINES:
+        from lvmae.evaluation.baselines import end_to_end  # transformers is slow to import
+
+        width, layers = settings.baseline_width, settings.baseline_layers
+        model = end_to_end(probe, features.dim, outputs, width=width, layers=layers, seed=drawn)
+    elif probe == "attentive":
+        model = AttentiveProbe(features.dim, outputs, generator, learn_cls=features.cls is None)
+    else:
+        model = LinearProbe(features.dim, outputs, generator).to(device)
+        mean = features.mean.to(device)
+        if probe == "linear-standardized":
+            mean = _standardized(mean, torch.from_numpy(train))
+        return model, lambda chosen: model(mean[torch.from_numpy(chosen)])
+    model.to(device)
+    return model, lambda chosen: model(*features.batch(chosen, device))
+
+
+def _standardized(mean: Tensor, train: Tensor) -> Tensor:
+    """(V, D), each dimension of zero mean and unit deviation over train; a dimension that never changes stays zero."""
+    known = mean[train]
+    spread = known.std(dim=0, correction=0)
+    return (mean - known.mean(dim=0)) / torch.where(spread > 1e-6 * known.abs().amax(), spread, torch.inf)
+
+
+def _optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """Adam, or AdamW where there is weight decay: on matrices, and not on a Mamba's rates of decay."""
+    named = list(model.named_parameters())
+    decayed = [value for name, value in named if value.ndim > 1 and not name.endswith("A_log")]
+    others = [value for name, value in named if value.ndim < 2 or name.endswith("A_log")]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=plan.lr, fused=True)
+
+
+def _course(plan: Plan, steps: int, epoch_steps: int) -> Callable[[int], float]:
+    """What the rate is multiplied by at a step."""
+    if plan.decay is not None:
+        decay = plan.decay
+        return lambda step: decay ** (step // epoch_steps)
+    warm = max(1, round(_WARM_UP * steps))
+    return lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / (steps - warm + 1)))
+
+
+def _objective(
+    task: Task, train: NDArray[np.intp], device: torch.device
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], float]:
+    """All targets as the loss takes them, the loss, and what was subtracted: a regression is zero-mean on train."""
+    if task.kind == "classification":
+        return torch.from_numpy(task.targets).to(device), F.cross_entropy, 0.0
+    if task.kind == "multilabel":
+        return torch.from_numpy(task.targets).float().to(device), F.binary_cross_entropy_with_logits, 0.0
+    offset = float(task.targets[train].mean())
+    return torch.from_numpy(task.targets - offset).float()[:, None].to(device), F.mse_loss, offset
+
+
+def _outputs(found: Tensor, offset: float) -> NDArray[np.float64]:
+    return found.cpu().double().numpy() + offset
