@@ -188,7 +188,7 @@ def test_options_are_part_of_the_space() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("nonsense", {}, "Known: conse"),
+        ("nonsense", {}, "Known: clip, conse"),
         ("conse", {"frames": 3}, "its options are: num_frames, image_size, top"),
         ("conse", {"num_frames": 0}, "num_frames of at least 1"),
         ("no.such.module:Encoder", {}, "cannot be imported"),

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # raised by torch.load(weights_only=True); nothing is unpickled here
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,8 +30,8 @@ from lvmae.errors import InputError, WorkError
 
 # What a model consists of: configuration and tokenizer, weights, and, only where there are no such weights, pickled ones.
 FILES = ("*.json", "*.txt", "*.model", "README.md")
-WEIGHTS = ("model*.safetensors",)
-PICKLED_WEIGHTS = ("pytorch_model*.bin",)
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
+PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin")
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXT_BATCH = 64
@@ -202,6 +203,32 @@ def load_tokenizer(snapshot: Snapshot) -> Any:
             raise InputError(
                 f"{snapshot.model} has no tokenizer that can be loaded: {' '.join(str(error).split())[:300]}"
             ) from None
+
+
+def read_weights(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """Every tensor in the model's files by name, on the CPU, mapped from disk; for networks that transformers does not know.
+
+    Safetensors, whole or in parts; where there are none, torch files, read with `weights_only`. WorkError where they are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found = (sorted(snapshot.folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS))
+    files = next(filter(None, found), None)
+    if files is None:
+        raise InputError(f"{snapshot.model} holds no weights: neither {WEIGHTS[0]} nor {PICKLED_WEIGHTS[0]}.")
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                state |= load_file(file)
+            else:
+                state |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (OSError, RuntimeError, ValueError, EOFError, TypeError, SafetensorError, UnpicklingError):
+            raise WorkError(
+                f"{snapshot.model}: {file.name} is damaged or not a weights file; download it again."
+            ) from None
+    return state
 
 
 def check_weights(
