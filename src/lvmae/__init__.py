@@ -5,6 +5,7 @@ Importing this package imports nothing heavy: each name below is loaded when it 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,16 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+# `modeling_layers` imports the Auto classes half-way through itself, and the model needs it whole: whichever is done last registers.
+_AUTO, _LAYERS = "transformers.models.auto.modeling_auto", "transformers.modeling_layers"
+
+
 def _register(_: object) -> None:
     """Makes `AutoModel.from_pretrained(run)` know the model, when and only when the Auto classes are used."""
-    import_module("lvmae.model")
+    layers = sys.modules.get(_LAYERS)
+    if _AUTO in sys.modules and (layers is None or hasattr(layers, "GradientCheckpointingLayer")):
+        import_module("lvmae.model")
 
 
-wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")
+wrapt.register_post_import_hook(_register, _AUTO)
+wrapt.register_post_import_hook(_register, _LAYERS)
