@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lvmae.embedding import video
 from lvmae.embedding.video import VideoError, decode_segments, probe, thumbnails
 
 EVEN = [40 * i for i in range(300)]  # 12 s at 25 frames/s
@@ -88,20 +87,6 @@ def test_any_timeline_overlapping_or_not(
     end = np.minimum(begin + length, probe(uneven_film).duration)
     begin = np.minimum(begin, end)
     assert numbers(uneven_film, begin, end, num_frames) == expected(UNEVEN, begin, end, num_frames)
-
-
-def test_skipping_decodes_less(film: Filmer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The point of it: with one frame asked for in 12 s and a key frame every second, at most one group is decoded."""
-    path = film("a.mp4", EVEN, options=H264 | {"g": "25"})
-    handed: list[int] = []
-    whole = video._gops
-    monkeypatch.setattr(video, "_gops", lambda *a: (handed.append(len(g[0])) or g for g in whole(*a)))
-    frames = 0
-    with video._opened(path) as (container, stream):
-        for _ in video._pick_skipping(container, stream, np.array([stream.duration // 2]), 0.0):
-            frames += 1
-    assert frames == 1
-    assert sum(handed) <= 200  # it stopped reading once it had the frame
 
 
 def test_real_films_skip_exactly(shared: Path) -> None:
@@ -195,10 +180,26 @@ def test_a_truncated_file_gives_what_is_there_and_says_so(tmp_path: Path, film: 
     starts = np.arange(12.0)
     for skip in (True, False):
         got: list[int] = []
-        with pytest.raises(VideoError, match=r"truncated: it says it lasts 12.0 s, and ends after \d\.\d s"):
+        with pytest.raises(VideoError, match=r"truncated: it says it lasts 12.0 s, and ends after \d\.\d s") as caught:
             got.extend(
                 number_in(f[0])
                 for f in decode_segments(cut, starts, starts + 1, num_frames=1, image_size=32, skip=skip)
             )
         assert got == [12 + 25 * i for i in range(len(got))]
         assert len(got) >= 3
+        assert caught.value.decoded_until == len(got)
+
+
+def test_nothing_of_a_last_long_group_is_lost(tmp_path: Path, film: Filmer) -> None:
+    """A transport stream that ends long before it is said to: all frames of the only group of pictures are given."""
+    path = film("a.ts", EVEN[:200], options=H264 | {"g": "250", "sc_threshold": "0"})
+    starts = np.arange(12.0)
+    for skip in (True, False):
+        got: list[int] = []
+        with pytest.raises(VideoError, match=r"says it lasts 12.0 s, and ends after 8.0 s") as caught:
+            got.extend(
+                number_in(f[0])
+                for f in decode_segments(path, starts, starts + 1, num_frames=1, image_size=32, skip=skip)
+            )
+        assert got == [12 + 25 * i for i in range(8)]
+        assert caught.value.decoded_until == 8.0
