@@ -62,7 +62,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# `modeling_layers` imports the Auto classes half-way through itself, and the model needs it whole: whichever is done last registers.
+# `modeling_layers` imports the Auto classes half-way through itself, and the model needs it whole: whichever is done last
+# registers.
 _AUTO, _LAYERS = "transformers.models.auto.modeling_auto", "transformers.modeling_layers"
 
 
