@@ -101,7 +101,7 @@ def fetch(
     what to do, where the model, its revision or the network is missing.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         if revision is not None:
             raise InputError(
                 f"{model} is a folder on this machine, which has no revisions: leave out revision={revision!r}."
