@@ -137,7 +137,8 @@ def import_embeddings(
             path, reason = refused[0][1:]
             raise InputError(f"none of the {len(seen)} videos in {source} can be used; the first, {path}: {reason}")
         for id_, path, reason in refused:
-            if writer.failed.get(id_) != reason:
+            known = writer.failed.get(id_)
+            if known is None or known.reason != reason:
                 writer.fail(id_, path, reason)
     store = EmbeddingStore.open(out)
     return ImportSummary(added, kept, len(refused), len(store), int(store.lengths.sum()), store.dim)

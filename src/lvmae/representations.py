@@ -197,4 +197,5 @@ def _represented(
             embeddings=tokens.half().cpu().numpy(),
             cls=cls.float().cpu().numpy(),
             mean=tokens.float().mean(dim=0).cpu().numpy(),
+            shortened=record.shortened,
         )

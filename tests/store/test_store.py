@@ -140,7 +140,7 @@ def test_failures_are_rows_until_they_succeed(tmp_path: Path) -> None:
         writer.fail("bad", "/films/bad.mp4", "no video stream")
         writer.fail("worse", "/films/worse.mp4", "empty file")
     with StoreWriter(tmp_path / "s", MANIFEST) as writer:
-        assert writer.failed == {"bad": "no video stream", "worse": "empty file"}
+        assert {f.id: f.reason for f in writer.failed.values()} == {"bad": "no video stream", "worse": "empty file"}
         writer.add(record("bad", 2))
     assert [(f.id, f.path, f.reason) for f in EmbeddingStore.open(tmp_path / "s").failures] == [
         ("worse", "/films/worse.mp4", "empty file")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -20,11 +21,11 @@ from typing import Any, Protocol
 
 from lvmae.embedding.encoders import load_encoder
 from lvmae.embedding.segmentation import SegmentRule
-from lvmae.embedding.sources import VideoFile, find_videos
+from lvmae.embedding.sources import VideoFile, find_videos, share_of
 from lvmae.embedding.work import Advanced, Event, Job
 from lvmae.errors import InputError
 from lvmae.progress import progress
-from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord
+from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord, ids_of_other_ranks, rank_store
 
 _COMMIT_SECONDS = 30.0
 ENGINES = ("local", "ray")
@@ -37,6 +38,7 @@ class EmbedSummary:
     embedded: int
     skipped: int  # were in the store before
     failed: int
+    partial: int  # of those in the store, the ones that break off; `failures` tells them too
     segments: int
     seconds_of_video: float
     wall_seconds: float
@@ -86,15 +88,23 @@ def embed_videos(
     batch_size: int = 16,
     retry_failures: bool = False,
     timeout: float = 300.0,
+    keep_partial: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
     engine: str = "local",
     address: str | None = None,
 ) -> EmbedSummary:
-    """Embeds a folder of videos, a file, or several of either into the store `out`, which is made or gone on with.
+    """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
 
-    A video's id is its path below the folder given, without suffix. Videos in the store are left as they are; files that failed
-    before are tried again only with `retry_failures`. `workers` is the number of processes, by default one a core; the result does
-    not depend on it. A file whose worker says nothing for `timeout` seconds is given up. `engine` is "local", or "ray" with the
-    `address` of a cluster (None: the one this machine belongs to, or one started here).
+    See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; files that failed before
+    are tried again only with `retry_failures`. Of a file that breaks off nothing is kept, or with `keep_partial` its segments
+    before that place; the store tells the reason among its failures. A file that makes no progress for `timeout` seconds is given
+    up. `workers` is the number of processes, by default one a core; the result does not depend on it. `engine` is "local", or "ray"
+    with the `address` of a cluster (None: the one this machine belongs to, or one started here).
+
+    With `rank` and `world_size` this is one of several processes that were given the same videos, anywhere: it takes its share, by
+    a hash of the ids, leaves out what any rank did before, and writes a store of its own below `out`. `lvmae.store.merge_stores`
+    makes one of them all; the number of ranks may change in between.
 
     Raises InputError for a request that cannot be carried out, WorkError if the encoder fails, and KeyboardInterrupt, with how to
     go on as its message, after committing what was finished.
@@ -104,6 +114,12 @@ def embed_videos(
         raise InputError("batch_size, workers and timeout must be positive.")
     run = _engine(engine, address)
     files = find_videos(videos)
+    whole, elsewhere = out, set[str]()
+    if rank is not None and world_size is not None:
+        files = share_of(files, rank, world_size)
+        out = rank_store(whole, rank, world_size)
+    elif rank is not None or world_size is not None:
+        raise InputError("A rank and a world size go together.")
     rule = SegmentRule(segment_seconds, stride)
     model = load_encoder(encoder, **(encoder_options or {}))
     manifest = Manifest(
@@ -112,17 +128,20 @@ def embed_videos(
         segments=rule.description,
         encoder={"name": encoder, "options": model.options, "licence": model.licence},
     )
-    job = Job(encoder, model.options, rule, batch_size)
+    if out != whole:
+        elsewhere = ids_of_other_ranks(whole, os.fspath(out), manifest)
+    job = Job(encoder, model.options, rule, batch_size, keep_partial)
     embedded = segments = 0
     seconds = 0.0
     with _interruptible() as stop, StoreWriter(out, manifest, flush_seconds=_COMMIT_SECONDS) as writer:
-        skipped = sum(file.id in writer.done for file in files)
-        todo = [f for f in files if f.id not in writer.done and (retry_failures or f.id not in writer.failed)]
+        there = writer.done | elsewhere
+        skipped = sum(file.id in there for file in files)
+        todo = [f for f in files if f.id not in there and (retry_failures or f.id not in writer.failed)]
         if todo:
             model.self_test()
         del model  # the workers have their own; this process only minds them
         meter = _Meter(todo)
-        try:
+        with contextlib.closing(meter):
             for file, event in run(todo, job, workers=workers, timeout=timeout, stop=stop):
                 meter.saw(file, event, seconds_of_video=seconds)
                 if isinstance(event, VideoRecord):
@@ -132,22 +151,27 @@ def embed_videos(
                     writer.fail(event.id, event.path, event.reason)
                 elif meter.commit_due():
                     writer.commit()
-        finally:
-            meter.close()
-        reasons = dict(writer.failed)
+        failures = tuple(writer.failed[file.id] for file in files if file.id in writer.failed)
     if meter.ended < len(todo):
         raise KeyboardInterrupt(
             f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
         )
-    failures = tuple(
-        Failure(f.id, f.source, reasons[f.id]) for f in files if f.id in reasons and f.id not in writer.done
+    cut_short = sum(failure.kept > 0 for failure in failures)
+    return EmbedSummary(
+        embedded=embedded,
+        skipped=skipped,
+        failed=len(failures) - cut_short,
+        partial=cut_short,
+        segments=segments,
+        seconds_of_video=seconds,
+        wall_seconds=time.monotonic() - began,
+        failures=failures,
     )
-    return EmbedSummary(embedded, skipped, len(failures), segments, seconds, time.monotonic() - began, failures)
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Sets the event at the first Ctrl-C, so that it never falls into a commit; the second one interrupts as usual."""
+    """Sets the event at the first Ctrl-C; the second one interrupts as usual, and so does a request to end (SIGTERM)."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -156,12 +180,17 @@ def _interruptible() -> Iterator[threading.Event]:
     def ask(*_: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, before)
+        print("\nFinishing what is in hand; Ctrl-C once more stops at once.", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, ask)
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("Told to end. What was finished is in the store; the same command goes on.")
+
+    before, asked = signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, end)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, asked)
 
 
 @dataclass

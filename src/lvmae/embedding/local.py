@@ -5,14 +5,14 @@ videos. On CPU this beats one encoding process fed by decoders: frames never tra
 busy (two threads in one process make the offline encoder 1.4 times as fast, two processes twice).
 
 What can go wrong and what becomes of it: a worker that dies takes its file along once, and twice makes it a failure; one that is
-silent for `timeout` seconds is ended and its file a failure; workers whose minder is gone end by themselves.
+silent for `timeout` seconds is ended and its file a failure; workers whose minder is gone end by themselves. A film that would
+keep one worker busy after all others is shared among them in parts of its timeline, and joined here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,26 +20,28 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Self
 
 from lvmae.embedding.encoders import load_encoder
 from lvmae.embedding.sources import VideoFile
-from lvmae.embedding.work import Advanced, Event, Job, embed_files
+from lvmae.embedding.work import Advanced, Event, Job, embed_files, joined, shared_out
 from lvmae.errors import WorkError
-from lvmae.store import Failure
+from lvmae.store import Failure, VideoRecord
 
 _ATTEMPTS = 2  # a file in hand when its worker died is tried this often
+_ORPHAN_SECONDS = 0.5
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 _NEXT = "next"  # worker -> minder: decoded what I had, a file please; the answer is one, or None for the end of a round
 
 
-def _work(descriptor: int) -> None:
+def _work(descriptor: int, minder: int) -> None:
     """A worker's life. Its messages: `_NEXT`, (file, event), or a sentence that says why it cannot go on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the minder decides
+    threading.Thread(target=_end_with, args=(minder,), daemon=True).start()
     connection = Connection(descriptor)
     try:
         job: Job = connection.recv()
@@ -65,6 +67,13 @@ def _work(descriptor: int) -> None:
         pass  # the minder is gone, so no one waits for the rest
 
 
+def _end_with(minder: int) -> None:
+    """Ends this process when its minder has gone, whatever it is at: it may hang in a file and never hear that no one listens."""
+    while os.getppid() == minder:
+        time.sleep(_ORPHAN_SECONDS)
+    os._exit(1)
+
+
 class _Worker:
     """The minder's side of one worker."""
 
@@ -77,10 +86,11 @@ class _Worker:
         }
         environment |= dict.fromkeys(_THREAD_SETTINGS, "1")  # so that results do not depend on the number of workers
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from lvmae.embedding.local import _work; _work({theirs.fileno()})"],
+            [sys.executable, "-c", f"from lvmae.embedding.local import _work; _work({theirs.fileno()}, {os.getpid()})"],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
+            process_group=0,  # a terminal's Ctrl-C is for the minder, who decides
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -119,80 +129,131 @@ class Crew:
             worker.end()
         self._pool = []
 
-    def run(self, files: list[VideoFile], stop: threading.Event) -> Iterator[tuple[VideoFile, Event]]:
-        """Yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
-        # Long ones first, so that no core is idle at the end.
-        queue = deque(sorted(files, key=VideoFile.size, reverse=True))
-        deaths: Counter[str] = Counter()
+    def run(self, files: list[VideoFile], stop: threading.Event) -> Iterator[tuple[VideoFile, Event] | None]:
+        """Yields each file's events, and None after a second without one.
+
+        Every file ends in exactly one VideoRecord or Failure, unless `stop` is set: then what is in hand is finished and nothing
+        else is taken up. The parts of a film that is shared are in vain then, if some are not in hand.
+        """
+        work = _Ledger(shared_out(files, self._size))
         pool = self._pool
-        while (queue or any(w.held for w in pool)) and not stop.is_set():
-            for worker in [w for w in pool if w.asking and queue]:
-                worker.answer(queue.popleft())
-            while len(pool) < self._size and len(queue) > sum(not w.held for w in pool):
+        while work.queue or any(w.held for w in pool):
+            if stop.is_set():
+                work.queue.clear()
+            for worker in [w for w in pool if w.asking and work.queue]:
+                worker.answer(work.queue.popleft())
+            while len(pool) < self._size and len(work.queue) > sum(not w.held for w in pool):
                 pool.append(_Worker(self._job))
             ready = wait([w.connection for w in pool], timeout=min(self._timeout, 1.0))
+            if not ready:
+                yield None
             for worker in [w for w in pool if w.connection in ready]:
                 worker.heard = time.monotonic()
                 try:
                     message = worker.connection.recv()
                 except (EOFError, OSError):
                     pool.remove(worker)
-                    yield from _mourn(worker, queue, deaths)
+                    yield from work.mourn(worker)
                     continue
                 if message == _NEXT:
                     worker.started = worker.asking = True
-                    if queue or worker.held:
-                        worker.answer(queue.popleft() if queue else None)
+                    if work.queue or worker.held:
+                        worker.answer(work.queue.popleft() if work.queue else None)
                 elif isinstance(message, str):
                     raise WorkError(message)
                 else:
                     file, event = message
                     if not isinstance(event, Advanced):
                         worker.held.remove(file)
-                    yield file, event
+                    yield from work.heard(file, event)
             for worker in [w for w in pool if w.held and time.monotonic() - w.heard > self._timeout]:
                 pool.remove(worker)
                 worker.end()
-                stuck = worker.held.pop()
-                queue.extendleft(worker.held)
-                yield (
-                    stuck,
-                    Failure(
-                        stuck.id, stuck.source, f"decoding made no progress for {self._timeout:.0f} s and was ended"
-                    ),
-                )
+                yield from work.stuck(worker, self._timeout)
+
+
+class _Ledger:
+    """What is still to be handed out, what became of workers that went, and the parts of films that several workers share."""
+
+    def __init__(self, files: list[VideoFile]) -> None:
+        self.queue = deque(files)
+        self._deaths: Counter[VideoFile] = Counter()
+        self._parts: dict[
+            str, dict[int, VideoRecord]
+        ] = {}  # of films that are shared, by id; those given up are not here
+        self._fractions: dict[str, dict[int, float]] = {}
+        for file in files:
+            if file.parts > 1:
+                self._parts[file.id], self._fractions[file.id] = {}, {}
+
+    def heard(self, file: VideoFile, event: Event) -> Iterator[tuple[VideoFile, Event]]:
+        """What a worker said of a file or a part, as events of whole files."""
+        if file.parts == 1:
+            yield file, event
+            return
+        film, parts = replace(file, part=0, parts=1), self._parts.get(file.id)
+        if parts is None:
+            return  # given up as a shared film while this part was in hand
+        if isinstance(event, Advanced):
+            fractions = self._fractions[file.id]
+            fractions[file.part] = event.fraction
+            yield film, Advanced(event.segments, sum(fractions.values()) / file.parts)
+        elif isinstance(event, VideoRecord):
+            parts[file.part] = event
+            if len(parts) == file.parts:
+                yield film, joined([parts[part] for part in range(file.parts)])
+                del self._parts[file.id]
+        else:  # one worker does it all over, so that what becomes of a damaged film does not depend on how it was shared
+            self._give_up(file.id)
+            self.queue.appendleft(film)
+
+    def mourn(self, worker: _Worker) -> Iterator[tuple[VideoFile, Event]]:
+        """A worker has gone. The file in its hands is suspect, others it held are tried again."""
+        try:
+            code = worker.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            code = worker.end()
+        worker.connection.close()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not worker.held:
+            if worker.started:
+                return
+            raise WorkError(f"A worker process ended before it could start ({how}); is there enough memory for it?")
+        suspect = self._take_back(worker)
+        self._deaths[suspect] += 1
+        if self._deaths[suspect] < _ATTEMPTS:
+            self.queue.appendleft(suspect)
+        else:
+            yield from self._fail(suspect, f"its process was ended {_ATTEMPTS} times while decoding it ({how})")
+
+    def stuck(self, worker: _Worker, timeout: float) -> Iterator[tuple[VideoFile, Event]]:
+        """A worker was ended because nothing was heard of it."""
+        yield from self._fail(self._take_back(worker), f"decoding made no progress for {timeout:g} s and was ended")
+
+    def _take_back(self, worker: _Worker) -> VideoFile:
+        """The file that was being decoded; what the worker held beside it is to be done again."""
+        suspect = worker.held.pop()
+        self.queue.extendleft(file for file in worker.held if file.parts == 1 or file.id in self._parts)
+        return suspect
+
+    def _fail(self, file: VideoFile, reason: str) -> Iterator[tuple[VideoFile, Event]]:
+        if file.parts > 1 and file.id not in self._parts:
+            return
+        self._give_up(file.id)
+        yield replace(file, part=0, parts=1), Failure(file.id, file.source, reason)
+
+    def _give_up(self, film: str) -> None:
+        """No more is done in parts on a shared film; what there is of it is forgotten."""
+        if self._parts.pop(film, None) is not None:
+            self.queue = deque(file for file in self.queue if file.id != film)
 
 
 def run_local(
     files: list[VideoFile], job: Job, *, workers: int | None, timeout: float, stop: threading.Event
 ) -> Iterator[tuple[VideoFile, Event]]:
     """Yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure."""
-    with Crew(job, workers=min(workers or _cores(), max(len(files), 1)), timeout=timeout) as crew:
-        yield from crew.run(files, stop)
-
-
-def _mourn(worker: _Worker, queue: deque[VideoFile], deaths: Counter[str]) -> Iterator[tuple[VideoFile, Event]]:
-    """A worker has gone. The file in its hands is suspect, others it held are tried again."""
-    try:
-        code = worker.process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        code = worker.end()
-    worker.connection.close()
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    if not worker.held:
-        if worker.started:
-            return
-        raise WorkError(f"A worker process ended before it could start ({how}); is there enough memory for it?")
-    suspect = worker.held.pop()
-    deaths[suspect.id] += 1
-    queue.extendleft(worker.held)
-    if deaths[suspect.id] < _ATTEMPTS:
-        queue.appendleft(suspect)
-    else:
-        yield (
-            suspect,
-            Failure(suspect.id, suspect.source, f"its process was ended {_ATTEMPTS} times while decoding it ({how})"),
-        )
+    with Crew(job, workers=workers or _cores(), timeout=timeout) as crew:
+        yield from (happened for happened in crew.run(files, stop) if happened is not None)
 
 
 def _cores() -> int:

@@ -1,14 +1,16 @@
 """The work itself: files -> records and failures, one process, no knowledge of who runs it.
 
 Enters: files, one after the other, and a `Job` that says what to do with each. Leaves: events, the last of which for every file is
-its `VideoRecord` or its `Failure`. Price: one batch of frames, and the vectors of unfinished videos. `lvmae.embedding.local` runs
+its `VideoRecord` or its `Failure`. Times are those of the source file, also of a clip. Price: one batch of frames, and the
+vectors of unfinished videos. `lvmae.embedding.local` runs
 this in processes of one machine, `lvmae.embedding.cluster` in actors of a Ray cluster; so both make the same store.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ class Job:
     options: dict[str, Any]
     rule: SegmentRule
     batch_size: int
+    keep_partial: bool = False
+    """Keep the segments before the place where a file breaks off, instead of nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Advanced:
     segments: int
     fraction: float
 
+
+_LONGEST_SECONDS = 31 * 86400.0  # a header that says more is damaged
+_CLIP_SECONDS = 1.0  # a clip may end this much behind its file
 
 Event = Advanced | VideoRecord | Failure
 
@@ -51,16 +58,33 @@ class _Video:
     ends: np.ndarray
     embeddings: np.ndarray
     owed: int
+    shortened: str = ""
+
+    def shorten(self, length: int, reason: str) -> None:
+        """Keeps the first `length` segments, which are all decoded; there will be no others."""
+        self.owed -= len(self.starts) - length
+        self.duration += float(self.ends[length - 1] - self.ends[-1])
+        self.starts, self.ends, self.embeddings = self.starts[:length], self.ends[:length], self.embeddings[:length]
+        self.shortened = reason
 
     def record(self) -> VideoRecord:
-        return VideoRecord(self.file.id, self.file.source, self.duration, self.starts, self.ends, self.embeddings)
+        return VideoRecord(
+            self.file.id,
+            self.file.source,
+            self.duration,
+            self.starts,
+            self.ends,
+            self.embeddings,
+            shortened=self.shortened,
+        )
 
 
 def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -> Iterator[tuple[VideoFile, Event]]:
     """Decodes and encodes files one after the other; batches cross their borders. Yields (file, event) as things happen.
 
     Every file ends in exactly one VideoRecord or Failure. `encoder` is what `load_encoder(job.encoder, **job.options)` gives.
-    Errors of the encoder are not a file's fault and are raised.
+    Errors of the encoder are not a file's fault and are raised. The record of a part of a file holds that part's segments and the
+    whole file's duration; a part is never shortened.
     """
     batch: list[tuple[_Video, int, np.ndarray]] = []
 
@@ -77,15 +101,11 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
     file = None
     for file in files:
         try:
-            info = probe(file.path)
-            starts, ends = job.rule.segments(info.duration)
-            video = _Video(
-                file, info.duration, starts, ends, np.empty((len(starts), encoder.dim), np.float32), len(starts)
-            )
+            video = _begin(file, encoder, job.rule)
             decoded = decode_segments(
                 file.path,
-                starts,
-                ends,
+                video.starts,
+                video.ends,
                 num_frames=encoder.num_frames,
                 image_size=encoder.image_size,
                 interpolation=encoder.interpolation,
@@ -94,21 +114,73 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
         except Exception as error:
             yield file, failure_of(file, error)
             continue
-        for place in range(len(starts)):
+        for place in range(len(video.starts)):
             try:
                 frames = next(decoded)
             except Exception as error:
-                batch[:] = [entry for entry in batch if entry[0] is not video]
-                yield file, failure_of(file, error)
+                if job.keep_partial and place and file.parts == 1 and isinstance(error, VideoError):
+                    video.shorten(place, str(error))
+                    if video.owed == 0:
+                        yield file, video.record()
+                else:
+                    batch[:] = [entry for entry in batch if entry[0] is not video]
+                    yield file, failure_of(file, error)
                 break
             batch.append((video, place, frames))
             if len(batch) == job.batch_size:
-                yield from encode(file, (place + 1) / len(starts))
+                yield from encode(file, (place + 1) / len(video.starts))
+        if len(video.starts) == 0:  # a part of a file that has fewer segments than parts
+            yield file, video.record()
     if batch and file is not None:
         yield from encode(file, 1.0)
+
+
+def _begin(file: VideoFile, encoder: SegmentEncoder, rule: SegmentRule) -> _Video:
+    """Probes a file and lays out the segments that are meant. Raises VideoError."""
+    length = probe(file.path).duration
+    begin, end = file.start or 0.0, length if file.end is None else min(file.end, length)
+    if begin >= length or (file.end is not None and file.end > length + _CLIP_SECONDS):
+        raise VideoError(
+            f"the clip from {begin:g} s to {file.end or end:g} s is not in the file, which lasts {length:.1f} s"
+        )
+    if end - begin > _LONGEST_SECONDS:
+        raise VideoError(f"it says it lasts {length / 3600:,.0f} hours, so its header is damaged")
+    starts, ends = rule.segments(end - begin)
+    # Shares of a long film: every worker lays out the same timeline and takes its own stretch of it.
+    mine = slice(len(starts) * file.part // file.parts, len(starts) * (file.part + 1) // file.parts)
+    starts, ends = starts[mine] + begin, ends[mine] + begin
+    return _Video(file, end - begin, starts, ends, np.empty((len(starts), encoder.dim), np.float32), owed=len(starts))
 
 
 def failure_of(file: VideoFile, error: Exception) -> Failure:
     """Whatever decoding one file raises is that file's failure, with its reason; what was not foreseen names its type."""
     reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
     return Failure(file.id, file.source, reason)
+
+
+# --- a long film, shared ------------------------------------------------------------------------------------------------------
+
+_SHARED_BYTES = 16 << 20  # a film smaller than this is not worth opening twice
+
+
+def shared_out(files: list[VideoFile], workers: int) -> list[VideoFile]:
+    """The work in the order to take it up: long films first, and in parts those that would keep one worker busy after the others.
+
+    A film is cut where it is more than half a worker's share of all bytes. Clips are not: nobody knows how many bytes are theirs.
+    """
+    sizes = {file.id: file.size() for file in files}
+    share = max(sum(sizes.values()) / (2 * workers), _SHARED_BYTES)
+    work: list[VideoFile] = []
+    for file in sorted(files, key=lambda file: sizes[file.id], reverse=True):
+        whole = workers == 1 or file.start is not None or file.end is not None
+        parts = 1 if whole else max(1, math.ceil(sizes[file.id] / share))
+        work += [replace(file, part=part, parts=parts) for part in range(parts)]
+    return work
+
+
+def joined(records: list[VideoRecord]) -> VideoRecord:
+    """One film's record from those of its parts, in their order."""
+    starts, ends, embeddings = (
+        np.concatenate([getattr(record, name) for record in records]) for name in ("starts", "ends", "embeddings")
+    )
+    return replace(records[0], starts=starts, ends=ends, embeddings=embeddings)

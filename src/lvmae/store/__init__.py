@@ -7,7 +7,7 @@ views on a memory map. On disk it is plain Parquet that `datasets`, DuckDB or pa
     store/manifest.json              what the rows mean: space, width, segment rule, encoder
     store/README.md                  a dataset card, so that `datasets.load_dataset("store")` finds the right files
     store/data/part-XXXXXXXX.parquet a row a video
-    store/failures/part-….parquet    a row an input that could not be embedded, and why
+    store/failures/part-….parquet    a row an input that could not be embedded, or not to its end, and why
 
 Shards are written beside their place and renamed into it, so a shard is there whole or not at all.
 """
@@ -22,7 +22,9 @@ from lvmae.store.format import (
     as_float32,
     l2_normalize,
 )
+from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store
 from lvmae.store.reader import EmbeddingStore, cache_folder, read_parquet_rows
+from lvmae.store.rows import write_parquet_rows
 from lvmae.store.writer import StoreWriter
 
 __all__ = [
@@ -32,10 +34,15 @@ __all__ = [
     "EmbeddingStore",
     "Failure",
     "Manifest",
+    "MergeSummary",
     "StoreWriter",
     "VideoRecord",
     "as_float32",
     "cache_folder",
+    "ids_of_other_ranks",
     "l2_normalize",
+    "merge_stores",
+    "rank_store",
     "read_parquet_rows",
+    "write_parquet_rows",
 ]

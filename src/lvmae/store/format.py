@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import uuid
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,15 +74,33 @@ class VideoRecord:
     """(D,) float32; representations only."""
     mean: np.ndarray | None = None
     """(D,) float32; representations only."""
+    shortened: str = ""
+    """Why the end of the video is missing here, if it is; then `duration` is that of what was kept."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that could not be embedded, and why, in words a person understands."""
+    """An input that could not be embedded, or not to its end, and why, in words a person understands."""
 
     id: str
     path: str
     reason: str
+    kept: float = 0.0
+    """Seconds of it that are in the store all the same."""
+
+
+def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
+    """Raises InputError where two manifests' rows must not be in one store; `where` names the one of `here`."""
+    for name, what in (
+        ("kind", "kind"),
+        ("space_id", "embedding space"),
+        ("dim", "width"),
+        ("segments", "segment rule"),
+        ("run", "run"),
+    ):
+        ours, theirs = getattr(here, name), getattr(wanted, name)
+        if ours != theirs:
+            raise InputError(f"{where} holds {what} {ours!r}, not {theirs!r}; two never mix: choose another store")
 
 
 def data_schema(manifest: Manifest) -> pa.Schema:
@@ -97,7 +117,10 @@ def data_schema(manifest: Manifest) -> pa.Schema:
     return pa.schema(columns)
 
 
-FAILURE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("reason", pa.string())])
+# `kept` came later: stores without it are read as if it were 0.
+FAILURE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("path", pa.string()), ("reason", pa.string()), ("kept", pa.float64())]
+)
 
 
 class StoreFolder:
@@ -156,14 +179,48 @@ class StoreFolder:
                 found.append({"name": name, "size": entry["size"], "changed": str(changed)})
         return sorted(found, key=lambda shard: str(shard["name"]))
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one, sorted."""
+        self.fs.invalidate_cache()
+        try:
+            entries = self.fs.ls(self.root, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.fs.open(self._join(name), "rb") as file:
-            try:
-                return pq.read_table(file, columns=columns)
-            except pa.ArrowInvalid as error:
-                raise WorkError(
-                    f"{self.url}/{name} is damaged ({error}); restore it, or delete it and embed again"
-                ) from None
+        with self._damage(name), self.fs.open(self._join(name), "rb") as file:
+            return pq.read_table(file, columns=columns)
+
+    def row_groups(self, name: str) -> Iterator[pa.Table]:
+        with self._damage(name), self.fs.open(self._join(name), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group)
+
+    @contextlib.contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise WorkError(
+                f"{self.url}/{name} is damaged ({error}); restore it, or delete it and embed again"
+            ) from None
+
+    def ids(self) -> set[str]:
+        """Of the videos that are committed."""
+        names = (f"data/{shard['name']}" for shard in self.shards("data"))
+        return {video for name in names for video in self.table(name, ["id"])["id"].to_pylist()}
+
+    def failures(self, done: Container[str]) -> dict[str, Failure]:
+        """By id, the last thing that went wrong with each input that is not in the store, or only in part (`kept`)."""
+        rows: dict[str, Failure] = {}
+        for shard in self.shards("failures"):
+            for row in self.table(f"failures/{shard['name']}").to_pylist():
+                failure = Failure(**row)
+                if (failure.kept > 0) == (failure.id in done):  # a commit may end between the two tables
+                    rows[failure.id] = failure
+        return rows
 
     def manifest(self) -> Manifest | None:
         content = self.read("manifest.json")

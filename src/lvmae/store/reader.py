@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,10 +95,12 @@ class EmbeddingStore(Sequence[VideoRecord]):
         if not cached.exists():
             table = self._folder.table(f"data/{shard['name']}").combine_chunks()
             _write_arrow(table, cached)
-        batch = pa.ipc.open_file(pa.memory_map(str(cached))).get_batch(0)
+        return self._viewed(pa.ipc.open_file(pa.memory_map(str(cached))).get_batch(0), shard["name"])
+
+    def _viewed(self, batch: pa.RecordBatch, name: str) -> _Shard:
         column = batch.column("embeddings")
         if column.type.value_type.list_size != self.dim:
-            raise WorkError(f"{self.path}/data/{shard['name']} does not have the width {self.dim} of its manifest")
+            raise WorkError(f"{self.path}/data/{name} does not have the width {self.dim} of its manifest")
         # DLPack gives the same views as to_numpy, which would import pandas first.
         return _Shard(
             batch=batch,
@@ -106,6 +109,13 @@ class EmbeddingStore(Sequence[VideoRecord]):
             starts=np.from_dlpack(batch.column("starts").values),
             ends=np.from_dlpack(batch.column("ends").values),
         )
+
+    def stream(self) -> Iterator[VideoRecord]:
+        """Every video, in the order of the rows on disk: one row group in memory at a time, nothing in the cache."""
+        for shard in self._folder.shards("data"):
+            for table in self._folder.row_groups(f"data/{shard['name']}"):
+                views = self._viewed(table.combine_chunks().to_batches()[0], shard["name"])
+                yield from (self._record(views, row) for row in range(views.batch.num_rows))
 
     @cached_property
     def _firsts(self) -> np.ndarray:
@@ -141,13 +151,12 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def failures(self) -> list[Failure]:
-        """Inputs that could not be embedded, the last reason each; one that succeeded later is not among them."""
-        rows: dict[str, Failure] = {}
-        for shard in self._folder.shards("failures"):
-            for row in self._folder.table(f"failures/{shard['name']}").to_pylist():
-                rows[row["id"]] = Failure(**row)
-        done = set(self.ids)
-        return [failure for key, failure in rows.items() if key not in done]
+        """Inputs that could not be embedded, or only in part, the last reason each; one that succeeded later is not among them."""
+        return list(self._failures.values())
+
+    @cached_property
+    def _failures(self) -> dict[str, Failure]:
+        return self._folder.failures(done=self._folder.ids() if self._folder.shards("failures") else ())
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -166,18 +175,23 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def __getitem__(self, index: int | slice) -> VideoRecord | list[VideoRecord]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        shard, row = self._locate(int(index))
+        return self._record(*self._locate(int(index)))
+
+    def _record(self, shard: _Shard, row: int) -> VideoRecord:
         first, last = shard.offsets[row], shard.offsets[row + 1]
         pooled = {}
         if self.kind == REPRESENTATIONS:
             pooled = {name: np.array(shard.batch.column(name)[row].as_py(), np.float32) for name in ("cls", "mean")}
+        video = shard.batch.column("id")[row].as_py()
+        failure = self._failures.get(video)
         return VideoRecord(
-            id=shard.batch.column("id")[row].as_py(),
+            id=video,
             source=shard.batch.column("source")[row].as_py(),
             duration=shard.batch.column("duration")[row].as_py(),
             starts=shard.starts[first:last],
             ends=shard.ends[first:last],
             embeddings=shard.values[first:last],
+            shortened=failure.reason if failure else "",
             **pooled,
         )
 
@@ -256,14 +270,14 @@ def _write_arrow(table: pa.Table, target: Path) -> None:
 
 
 def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The rows of any Parquet file, a dict each, lists as numpy arrays (nested lists of equal length as 2-D arrays).
+    """The rows of any Parquet file, by path or URL, a dict each, lists as numpy arrays (nested ones of equal length as 2-D arrays).
 
     Raises:
         InputError: the file is not Parquet.
     """
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = pq.ParquetFile(fsspec.open(path).open() if "://" in os.fspath(path) else path)
+    except (pa.ArrowInvalid, OSError, ImportError, ValueError) as error:
         raise InputError(f"{os.fspath(path)} cannot be read as Parquet: {error}") from None
     for batch in file.iter_batches(batch_size=64):
         for row in range(batch.num_rows):

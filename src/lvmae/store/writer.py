@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +28,7 @@ from lvmae.store.format import (
     Manifest,
     StoreFolder,
     VideoRecord,
+    check_alike,
     data_schema,
     shard_number,
 )
@@ -48,7 +54,7 @@ class StoreWriter:
     ) -> None:
         self.manifest = manifest
         self.done: set[str] = set()
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, Failure] = {}
         self._folder = StoreFolder(path)
         self._shard_bytes, self._flush_seconds = shard_bytes, flush_seconds
         self._rows: list[VideoRecord] = []
@@ -71,13 +77,9 @@ class StoreWriter:
                 folder.write("README.md", card.encode())
                 folder.write("manifest.json", json.dumps(asdict(self.manifest), indent=2).encode())
             else:
-                self._must_match(existing)
-            for shard in folder.shards("data"):
-                self.done.update(folder.table(f"data/{shard['name']}", ["id"])["id"].to_pylist())
-            for shard in folder.shards("failures"):
-                for row in folder.table(f"failures/{shard['name']}").to_pylist():
-                    self.failed[row["id"]] = row["reason"]
-            self.failed = {key: reason for key, reason in self.failed.items() if key not in self.done}
+                check_alike(existing, self.manifest, folder.url)
+            self.done = folder.ids()
+            self.failed = folder.failures(done=self.done)
         except BaseException:
             self.close()
             raise
@@ -105,20 +107,6 @@ class StoreWriter:
         for leftover in local.glob("**/.tmp-*"):
             leftover.unlink(missing_ok=True)
 
-    def _must_match(self, existing: Manifest) -> None:
-        for name, what in (
-            ("kind", "kind"),
-            ("space_id", "embedding space"),
-            ("dim", "width"),
-            ("segments", "segment rule"),
-            ("run", "run"),
-        ):
-            here, wanted = getattr(existing, name), getattr(self.manifest, name)
-            if here != wanted:
-                raise InputError(
-                    f"{self._folder.url} holds {what} {here!r}, not {wanted!r}; two never mix: choose another store"
-                )
-
     def __enter__(self) -> Self:
         return self
 
@@ -129,7 +117,7 @@ class StoreWriter:
             self.close()
 
     def add(self, record: VideoRecord) -> None:
-        """Takes one video; it is on disk after the next commit.
+        """Takes one video; it is on disk after the next commit. A shortened one is in `failed` too, with what was kept of it.
 
         Raises:
             ValueError: shapes that disagree, values that are not finite or do not fit float16, an id that is there.
@@ -138,12 +126,17 @@ class StoreWriter:
         self._rows.append(row)
         self.done.add(row.id)
         self._bytes += row.embeddings.nbytes
+        if row.shortened:
+            self._failures.append(Failure(row.id, row.source, row.shortened, kept=float(row.duration)))
+            self.failed[row.id] = self._failures[-1]
+        else:
+            self.failed.pop(row.id, None)
         self._commit_if_due()
 
     def fail(self, id: str, path: str, reason: str) -> None:
         """Records an input that could not be embedded."""
         self._failures.append(Failure(id, path, reason))
-        self.failed[id] = reason
+        self.failed[id] = self._failures[-1]
         self._commit_if_due()
 
     def _commit_if_due(self) -> None:
@@ -174,15 +167,17 @@ class StoreWriter:
         return replace(record, embeddings=half)
 
     def commit(self) -> None:
-        """Writes what is buffered as one shard a table; afterwards it is safe from any crash."""
+        """Writes what is buffered as one shard a table; afterwards it is safe from any crash. Ctrl-C waits for its end."""
         self._committed_at = time.monotonic()
-        if self._rows:
-            self._write("data", _rows_to_table(self._rows, self.manifest))
-            self._rows, self._bytes = [], 0
-        if self._failures:
-            columns = [[getattr(f, name) for f in self._failures] for name in FAILURE_SCHEMA.names]
-            self._write("failures", pa.table(columns, schema=FAILURE_SCHEMA))
-            self._failures = []
+        with _uninterrupted():
+            # Failures first: a shortened video is never in the store without its reason.
+            if self._failures:
+                columns = [[getattr(f, name) for f in self._failures] for name in FAILURE_SCHEMA.names]
+                self._write("failures", pa.table(columns, schema=FAILURE_SCHEMA))
+                self._failures = []
+            if self._rows:
+                self._write("data", _rows_to_table(self._rows, self.manifest))
+                self._rows, self._bytes = [], 0
 
     def _write(self, table: str, rows: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -196,6 +191,28 @@ class StoreWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect behind the block, not within: between a shard and the note that it is written lies a duplicate."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    came: list[tuple[int, FrameType | None]] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handlers[number] = handler
+            signal.signal(number, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+        for which, frame in came[:1]:
+            handlers[which](which, frame)
 
 
 def _next_number(shards: list[dict[str, Any]]) -> int:

@@ -1,0 +1,131 @@
+"""Many stores -> one: what the ranks of a job wrote, or stores made apart.
+
+Enters: stores of one space and segment rule. Leaves: a store equal to what one process would have written. Price: every row is read
+once and written once, a row group in memory at a time; videos that are in several stores are compared by a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lvmae.errors import InputError
+from lvmae.store.format import Manifest, StoreFolder, VideoRecord, check_alike
+from lvmae.store.reader import EmbeddingStore
+from lvmae.store.writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What a merge did, in videos. `failed` counts inputs that failed in some store and are in none."""
+
+    stores: int
+    added: int
+    skipped: int  # were in `out` before, or in two stores with the same content
+    failed: int
+    partial: int  # of those in `out`, the ones that break off
+
+
+def rank_store(out: str | os.PathLike[str], rank: int, world_size: int) -> str:
+    """Where a rank's own store lies below the folder of a job."""
+    return f"{os.fspath(out).rstrip('/')}/rank-{rank:05d}-of-{world_size:05d}"
+
+
+def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest) -> set[str]:
+    """Ids that the rank stores below `out` hold, `own` aside, whatever world size they were written with.
+
+    Raises InputError if one of them has another space or segment rule, or if `out` itself is a store.
+    """
+    if StoreFolder(out).manifest() is not None:
+        raise InputError(
+            f"{os.fspath(out)} is a store; ranks write stores of their own into a folder: choose another place."
+        )
+    found: set[str] = set()
+    for path in _rank_stores(out):
+        if path != own:
+            folder = StoreFolder(path)
+            existing = folder.manifest()
+            if existing is not None:
+                check_alike(existing, manifest, path)
+                found |= folder.ids()
+    return found
+
+
+def merge_stores(
+    stores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> MergeSummary:
+    """Adds every video of the stores to the store `out`, new or begun; a folder of rank stores stands for all of these.
+
+    A video in several stores must be the same in all of them, its path aside. What failed in one store and is in another is no
+    failure. The same call goes on after a crash.
+
+    Raises:
+        InputError: a path holds no store, stores differ in space, width, kind or segment rule, or a video differs between two.
+        WorkError: a shard is damaged, or cannot be written.
+    """
+    given = [stores] if isinstance(stores, (str, os.PathLike)) else list(stores)
+    sources = [EmbeddingStore(path) for one in given for path in _stores_at(one)]
+    if not sources:
+        raise InputError("No store was given.")
+    manifest = sources[0].manifest
+    for source in sources:
+        check_alike(source.manifest, manifest, source.path)
+    folders = [StoreFolder(source.path) for source in sources]
+    target = StoreFolder(out)
+    if any((folder.fs, folder.root) == (target.fs, target.root) for folder in folders):
+        raise InputError(f"{os.fspath(out)} is one of the stores to merge; choose another place for what comes out.")
+    added = skipped = 0
+    with StoreWriter(out, manifest) as writer:
+        counts = Counter(writer.done)
+        for folder in folders:
+            counts.update(folder.ids())
+        digests: dict[str, tuple[bytes, str]] = {}  # of the videos that come twice, with where they came from first
+        if any(counts[video] > 1 for video in writer.done):
+            digests = {r.id: (_digest(r), os.fspath(out)) for r in EmbeddingStore(out).stream() if counts[r.id] > 1}
+        for source in sources:
+            for record in source.stream():
+                if record.id in writer.done:
+                    digest, first = digests[record.id]
+                    if digest != _digest(record):
+                        raise InputError(
+                            f"The video {record.id!r} in {source.path} differs from that in {first}; merge stores of the "
+                            "same videos, or give different videos different ids."
+                        )
+                    skipped += 1
+                    continue
+                if counts[record.id] > 1:
+                    digests[record.id] = _digest(record), source.path
+                writer.add(record)
+                added += 1
+        for source in sources:
+            for failure in source.failures:
+                if failure.id not in writer.done and failure.id not in writer.failed:
+                    writer.fail(failure.id, failure.path, failure.reason)
+        partial = sum(failure.kept > 0 for failure in writer.failed.values())
+        return MergeSummary(len(sources), added, skipped, len(writer.failed) - partial, partial)
+
+
+def _stores_at(path: str | os.PathLike[str]) -> list[str]:
+    if StoreFolder(path).manifest() is not None:
+        return [os.fspath(path)]
+    ranks = [one for one in _rank_stores(path) if StoreFolder(one).manifest() is not None]
+    if not ranks:
+        raise InputError(f"{os.fspath(path)} is not a store, and there are no stores of ranks in it.")
+    return ranks
+
+
+def _rank_stores(out: str | os.PathLike[str]) -> list[str]:
+    return [f"{os.fspath(out).rstrip('/')}/{name}" for name in StoreFolder(out).folders() if name.startswith("rank-")]
+
+
+def _digest(record: VideoRecord) -> bytes:
+    """Of everything but the path, which depends on the machine."""
+    digest = hashlib.blake2b(f"{record.duration!r}\0{record.shortened}\0".encode(), digest_size=16)
+    for values in (record.starts, record.ends, record.embeddings, record.cls, record.mean):
+        digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+    return digest.digest()
