@@ -18,6 +18,7 @@ from lvmae.store import Manifest, StoreWriter, VideoRecord
 COMMANDS = [
     "embed",
     "import",
+    "merge",
     "inspect",
     "pretrain",
     "represent",

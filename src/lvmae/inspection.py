@@ -38,7 +38,8 @@ def inspect_store(store: EmbeddingStore) -> dict[str, Any]:
         "encoder": store.manifest.encoder,
         "run": store.manifest.run,
         "videos": len(store),
-        "failed": len(store.failures),
+        "failed": sum(not failure.kept for failure in store.failures),
+        "partial": sum(failure.kept > 0 for failure in store.failures),
         "failures": [vars(failure) for failure in store.failures],
     }
     if len(store):
@@ -132,5 +133,7 @@ def describe(found: dict[str, Any]) -> str:
     """The same as lines of text, for a terminal."""
     lines = [f"{key:<32} {_one_line(value)}" for key, value in found.items() if key != "failures"]
     shown = found.get("failures", [])[:20]
-    lines += [f"  failed: {failure['path']}: {failure['reason']}" for failure in shown]
+    for failure in shown:
+        what = f"kept {failure['kept']:.1f} s of" if failure["kept"] else "failed:"
+        lines.append(f"  {what} {failure['path']}: {failure['reason']}")
     return "\n".join(lines)

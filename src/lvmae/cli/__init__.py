@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         stores.add_embed,
+        stores.add_merge,
         stores.add_import,
         stores.add_inspect,
         models.add_pretrain,

@@ -37,7 +37,8 @@ def tell_failures(store: str, most: int = 20) -> int:
 
     failures = EmbeddingStore(store).failures
     for failure in failures[:most]:
-        print(f"  failed: {failure.path}: {failure.reason}")
+        what = f"kept {failure.kept:.1f} s of" if failure.kept else "failed:"
+        print(f"  {what} {failure.path}: {failure.reason}")
     if len(failures) > most:
         print(f"  and {len(failures) - most} more; `lvmae inspect {store} --json` lists all")
     return 1

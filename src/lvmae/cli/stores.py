@@ -1,12 +1,14 @@
-"""Commands that make and look at stores: embed, import, inspect."""
+"""Commands that make and look at stores: embed, merge, import, inspect."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from lvmae.cli.command import command_of, key_values, tell_failures
+from lvmae.errors import InputError
 
 
 def add_embed(commands: Any) -> None:
@@ -15,11 +17,11 @@ def add_embed(commands: Any) -> None:
         "embed",
         _run_embed,
         brief="Embed videos: one frozen video-text embedding per 5-second segment.",
-        goes_in="video files, or folders of them",
+        goes_in="videos: files, folders, URLs of either, or manifests (CSV, TSV, Parquet: path, and if wanted id, start, end)",
         comes_out="a store: Parquet files that `datasets`, DuckDB and pandas read; files that failed are listed in it",
         example="lvmae embed films/ --out store",
     )
-    command.add_argument("videos", nargs="+", help="video files or folders")
+    command.add_argument("videos", nargs="+", help="video files, folders, URLs or manifests")
     command.add_argument("--out", required=True, help="where the store goes; an existing one is gone on with")
     command.add_argument(
         "--encoder", default="conse", help="name, or module:Class of your own (default: conse, offline)"
@@ -33,13 +35,36 @@ def add_embed(commands: Any) -> None:
     command.add_argument(
         "--stride", type=float, metavar="S", help="start a segment every S seconds (default: its length)"
     )
+    command.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="segments encoded at once (default: 16)"
+    )
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    command.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
+    bad = command.add_argument_group("bad files")
+    bad.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
+    bad.add_argument(
+        "--keep-partial", action="store_true", help="keep what comes before the place where a file breaks off"
+    )
+    bad.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="give a file up after S seconds without progress (300)",
+    )
+    many = command.add_argument_group("many machines")
+    many.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
+    many.add_argument("--world-size", type=int, metavar="N", help="of N processes with the same videos")
+    many.add_argument("--slurm", action="store_true", help="take both from SLURM_PROCID and SLURM_NTASKS")
+    many.add_argument("--engine", default="local", help="local, or ray (default: local)")
+    many.add_argument("--address", help="of the Ray cluster (default: the one of this machine, or one started here)")
+    many.add_argument("--worker-cpus", type=float, metavar="N", help="CPUs that Ray gives a worker (default: 1)")
+    many.add_argument("--worker-gpus", type=float, metavar="N", help="GPUs that Ray gives a worker (default: none)")
 
 
 def _run_embed(arguments: argparse.Namespace) -> int:
     from lvmae.embedding import embed_videos
 
+    rank, world_size = _rank_of(arguments)
     summary = embed_videos(
         arguments.videos,
         arguments.out,
@@ -48,15 +73,62 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         segment_seconds=arguments.segment_seconds,
         stride=arguments.stride,
         workers=arguments.workers,
+        batch_size=arguments.batch_size,
         retry_failures=arguments.retry_failures,
+        keep_partial=arguments.keep_partial,
+        timeout=arguments.timeout,
+        rank=rank,
+        world_size=world_size,
+        engine=arguments.engine,
+        address=arguments.address,
+        worker_cpus=arguments.worker_cpus,
+        worker_gpus=arguments.worker_gpus,
     )
     speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
     print(
-        f"{arguments.out}: {summary.embedded} videos embedded ({summary.segments} segments, "
+        f"{summary.store}: {summary.embedded} videos embedded ({summary.segments} segments, "
         f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} there before, "
-        f"{summary.failed} failed"
+        f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
-    return tell_failures(arguments.out) if summary.failed else 0
+    return tell_failures(summary.store) if summary.failures else 0
+
+
+def _rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
+    if not arguments.slurm:
+        return arguments.rank, arguments.world_size
+    if arguments.rank is not None or arguments.world_size is not None:
+        raise InputError("--slurm takes the rank and the world size from Slurm; give it, or the two, but not both")
+    try:
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    except (KeyError, ValueError):
+        raise InputError(
+            "--slurm needs SLURM_PROCID and SLURM_NTASKS, which srun sets; run it as a step of a job"
+        ) from None
+
+
+def add_merge(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "merge",
+        _run_merge,
+        brief="Make one store of several: of a job's ranks, or of jobs made apart.",
+        goes_in="stores of one space and segment rule, or the folder that the ranks of a job wrote theirs into",
+        comes_out="a store; a video that several hold must be the same in all of them",
+        example="lvmae merge ranks/ --out store",
+    )
+    command.add_argument("stores", nargs="+", help="stores, or folders of rank stores")
+    command.add_argument("--out", required=True, help="where the store goes; an existing one is added to")
+
+
+def _run_merge(arguments: argparse.Namespace) -> int:
+    from lvmae.store import merge_stores
+
+    summary = merge_stores(arguments.stores, arguments.out)
+    print(
+        f"{arguments.out}: {summary.added} videos of {summary.stores} stores added, {summary.skipped} there before, "
+        f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
+    )
+    return tell_failures(arguments.out) if summary.failed or summary.partial else 0
 
 
 def add_import(commands: Any) -> None:

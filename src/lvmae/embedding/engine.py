@@ -9,6 +9,7 @@ Ctrl-C. A bad file is a row of the failures table; Ctrl-C and kill -9 lose what 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ ENGINES = ("local", "ray")
 class EmbedSummary:
     """What a job did. `failed` counts every video given that is not in the store now; `failures` says why."""
 
+    store: str  # where it is: `out`, or a rank's own below
     embedded: int
     skipped: int  # were in the store before
     failed: int
@@ -58,20 +60,23 @@ class Engine(Protocol):
     ) -> Iterator[tuple[VideoFile, Event]]: ...
 
 
-def _engine(name: str, address: str | None) -> Engine:
-    """The one place that knows the engines. Raises InputError for an unknown one and for an address where none is due."""
+def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gpus: float | None) -> Engine:
+    """The one place that knows the engines. Raises InputError for an unknown one and for what belongs to another."""
     if name == "local":
-        if address is not None:
-            raise InputError("An address is that of a Ray cluster; it goes with the engine 'ray'.")
+        if (address, worker_cpus, worker_gpus) != (None, None, None):
+            raise InputError(
+                "An address, and CPUs and GPUs a worker, are for a Ray cluster; they go with the engine 'ray'."
+            )
         from lvmae.embedding.local import run_local
 
         return run_local
     if name == "ray":
         try:
-            from lvmae.embedding.cluster import run_on_ray  # type: ignore[import-not-found, unused-ignore]
+            from lvmae.embedding.cluster import ActorNeeds, run_on_ray
         except ImportError as error:
             raise InputError(f"The engine 'ray' needs {error.name}: pip install 'lvmae[ray]'.") from None
-        engine: Engine = partial(run_on_ray, address=address)
+        cpus, gpus = 1.0 if worker_cpus is None else worker_cpus, worker_gpus or 0.0
+        engine: Engine = partial(run_on_ray, address=address, needs=ActorNeeds(cpus, gpus))
         return engine
     raise InputError(f"There is no engine {name!r}. Known: {', '.join(ENGINES)}.")
 
@@ -93,6 +98,8 @@ def embed_videos(
     world_size: int | None = None,
     engine: str = "local",
     address: str | None = None,
+    worker_cpus: float | None = None,
+    worker_gpus: float | None = None,
 ) -> EmbedSummary:
     """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
 
@@ -100,7 +107,8 @@ def embed_videos(
     are tried again only with `retry_failures`. Of a file that breaks off nothing is kept, or with `keep_partial` its segments
     before that place; the store tells the reason among its failures. A file that makes no progress for `timeout` seconds is given
     up. `workers` is the number of processes, by default one a core; the result does not depend on it. `engine` is "local", or "ray"
-    with the `address` of a cluster (None: the one this machine belongs to, or one started here).
+    with the `address` of a cluster (None: the one this machine belongs to, or one started here), where a worker is an actor that
+    Ray gives `worker_cpus` (1) and `worker_gpus` (none).
 
     With `rank` and `world_size` this is one of several processes that were given the same videos, anywhere: it takes its share, by
     a hash of the ids, leaves out what any rank did before, and writes a store of its own below `out`. `lvmae.store.merge_stores`
@@ -110,9 +118,10 @@ def embed_videos(
     go on as its message, after committing what was finished.
     """
     began = time.monotonic()
-    if batch_size < 1 or (workers is not None and workers < 1) or timeout <= 0:
-        raise InputError("batch_size, workers and timeout must be positive.")
-    run = _engine(engine, address)
+    for name, number in (("batch_size", batch_size), ("workers", workers), ("timeout", timeout)):
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"{name} must be positive, not {number}.")
+    run = _engine(engine, address, worker_cpus, worker_gpus)
     files = find_videos(videos)
     whole, elsewhere = out, set[str]()
     if rank is not None and world_size is not None:
@@ -158,6 +167,7 @@ def embed_videos(
         )
     cut_short = sum(failure.kept > 0 for failure in failures)
     return EmbedSummary(
+        store=os.fspath(out),
         embedded=embedded,
         skipped=skipped,
         failed=len(failures) - cut_short,
