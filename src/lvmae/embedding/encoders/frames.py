@@ -67,6 +67,7 @@ class _FrameAverage(HubEncoder):
         tokens = self._tokenizer(
             texts,
             padding="max_length",
+            padding_side="right",  # both were trained so; a Gemma tokeniser's own default is the left
             truncation=True,
             max_length=self._network.config.text_config.max_position_embeddings,
             return_tensors="pt",
