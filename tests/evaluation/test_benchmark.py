@@ -59,7 +59,8 @@ def test_what_is_missing_is_counted_and_listed(result: LVUResult) -> None:
     notes = " ".join(result.notes())
     tables = {table.task: table for table in result.tables}
     assert f"scene {tables['lvu/scene'].counts['test']}" in notes
-    assert f"{sum(len(table.missing) for table in result.tables)} annotated videos" in notes
+    assert len(result.absent()) == sum(len(table.missing) for table in result.tables) + 244
+    assert f"{len(result.absent())} annotated videos" in notes
     assert "lvu/relationship was not run: the store has 0 of the 244 videos" in notes
     scene = result.to_dict()["tables"][4]
     assert (scene["task"], sum(scene["counts"].values()) + len(scene["missing"])) == ("lvu/scene", 763)

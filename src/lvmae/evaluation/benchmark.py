@@ -14,36 +14,28 @@ from typing import Any
 import numpy as np
 
 from lvmae.errors import InputError
-from lvmae.evaluation.labels import TooFewVideosError
+from lvmae.evaluation.labels import Task, TooFewVideosError, match_ids
 from lvmae.evaluation.probing import probe
+from lvmae.evaluation.published import PUBLISHED, published_probe
 from lvmae.evaluation.settings import PROBES, ProbeSettings
-from lvmae.evaluation.tables import ProbeTable, aligned, markdown
+from lvmae.evaluation.tables import ProbeTable, Rendered
 from lvmae.evaluation.tasks import LVU, LVU_CLASSES, LVU_REGRESSIONS, load_task
 from lvmae.store import EmbeddingStore
 
-# The paper's table (attentive probing): the accuracies in LVU's order, their average, the errors of the regressions.
-PUBLISHED: dict[str, tuple[float, ...]] = {
-    "ViS4mer": (62.61, 54.71, 48.80, 44.75, 67.44, 40.79, 57.14, 53.7, 0.26, 3.63),
-    "VideoMamba": (67.29, 65.24, 52.98, 48.23, 70.37, 40.43, 62.50, 58.1, 0.26, 2.90),
-    "LanguageBind raw": (64.48, 61.47, 5.95, 29.08, 30.86, 31.91, 48.78, 38.9, 0.21, 2.90),
-    "LanguageBind + Transformer": (24.30, 57.88, 16.07, 18.44, 35.80, 32.45, 51.22, 33.7, 0.56, 3.04),
-    "LanguageBind + Mamba": (61.68, 70.38, 51.78, 56.74, 74.04, 38.83, 43.90, 56.8, 0.30, 2.98),
-    "LV-MAE InternVideo2": (62.62, 68.15, 57.14, 58.15, 77.78, 39.89, 53.66, 59.6, 0.23, 2.68),
-    "LV-MAE LanguageBind": (77.57, 71.57, 64.28, 58.15, 72.84, 40.95, 58.53, 63.4, 0.23, 2.52),
-}
-
 
 @dataclass(frozen=True)
-class LVUResult:
+class LVUResult(Rendered):
     """The tables of the tasks that could be run, and why the others could not.
 
     Attributes:
         tables: one a task, in LVU's order.
         skipped: task -> reason, where the store has too few of its videos.
+        skipped_absent: (task, split, video) of the videos that were missing there.
     """
 
     tables: tuple[ProbeTable, ...]
     skipped: dict[str, str]
+    skipped_absent: tuple[tuple[str, str, str], ...] = ()
 
     def cells(self, *, compare: bool = False) -> tuple[list[str], list[list[str]]]:
         """Header and rows as text: one row for each set of features and probe, then, to compare, the published ones."""
@@ -60,29 +52,30 @@ class LVUResult:
             rows.append([features, name, *(_figure(value) for value in (*accuracies, average, *errors))])
         if compare:
             rows += [
-                [f"{model} (published)", "attentive", *map(_figure, values)] for model, values in PUBLISHED.items()
+                [f"{model} (published)", published_probe(model), *map(_figure, values)]
+                for model, values in PUBLISHED.items()
             ]
         return header, rows
 
     def notes(self) -> list[str]:
         """On how many videos each figure stands, and what is missing."""
-        stands = ", ".join(f"{table.task.removeprefix('lvu/')} {table.counts['test']}" for table in self.tables)
-        gone = sum(len(table.missing) for table in self.tables)
+        stands = ", ".join(
+            f"{table.task.removeprefix('lvu/')} {table.counts['test']} of {table.annotated['test']}"
+            for table in self.tables
+        )
+        gone = len(self.absent())
         notes = [
-            f"Test videos: {stands}.",
+            f"Test videos in the store: {stands}.",
             f"Means over {self.tables[0].seeds} seeds; the average is of all seven accuracies.",
         ]
         if gone:
             notes.append(f"{gone} annotated videos, over all tasks, are not in the store.")
+        if (share := self.tables[0].label_fraction) < 1:
+            notes.append(f"Trained on {100 * share:g} % of the train labels, drawn by each seed.")
         return [*notes, *(f"{task} was not run: {reason}" for task, reason in self.skipped.items())]
 
-    def to_text(self, *, compare: bool = False) -> str:
-        header, rows = self.cells(compare=compare)
-        return "\n".join([*aligned(header, rows), "", *self.notes()])
-
-    def to_markdown(self, *, compare: bool = False) -> str:
-        header, rows = self.cells(compare=compare)
-        return "\n".join([*markdown(header, rows), "", *(f"- {note}" for note in self.notes())])
+    def absent(self) -> list[tuple[str, str, str]]:
+        return [*(one for table in self.tables for one in table.absent()), *self.skipped_absent]
 
     def to_dict(self) -> dict[str, Any]:
         """Every table in full, the missing videos of each included: the manifest of what the figures stand on."""
@@ -96,6 +89,8 @@ def probe_lvu(
     raw: str | Path | EmbeddingStore | None = None,
     probes: Sequence[str] = PROBES,
     seeds: int = 5,
+    label_fraction: float | None = None,
+    run: str | Path | None = None,
     settings: ProbeSettings | None = None,
 ) -> LVUResult:
     """Runs the nine tasks of LVU; arguments as `probe` and `load_task` have them.
@@ -107,14 +102,37 @@ def probe_lvu(
     tasks = [load_task(f"lvu/{name}", annotations) for name in LVU]
     tables: list[ProbeTable] = []
     skipped: dict[str, str] = {}
+    absent: list[tuple[str, str, str]] = []
     for task in tasks:
         try:
-            tables.append(probe(store, task, raw=raw, probes=probes, seeds=seeds, settings=settings))
+            tables.append(
+                probe(
+                    store,
+                    task,
+                    raw=raw,
+                    probes=probes,
+                    seeds=seeds,
+                    label_fraction=label_fraction,
+                    run=run,
+                    settings=settings,
+                )
+            )
         except TooFewVideosError as error:
             skipped[task.name] = str(error)
+            absent += _absent(task, store)
     if not tables:
         raise InputError(f"none of LVU's tasks can be run: {next(iter(skipped.values()))}")
-    return LVUResult(tuple(tables), skipped)
+    return LVUResult(tuple(tables), skipped, tuple(absent))
+
+
+def _absent(task: Task, store: EmbeddingStore) -> list[tuple[str, str, str]]:
+    assert task.splits is not None
+    places = match_ids(task.ids, store.ids, task.name)
+    return [
+        (task.name, str(split), name)
+        for name, split, place in zip(task.ids, task.splits, places, strict=True)
+        if place is None
+    ]
 
 
 def _figure(value: float | None) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lvmae.errors import InputError
-from lvmae.store import REPRESENTATIONS, EmbeddingStore, l2_normalize
+from lvmae.store import REPRESENTATIONS, EmbeddingStore, VideoRecord, l2_normalize
 
 RAW = "raw embeddings"
 LEARNT = "LV-MAE"
@@ -58,11 +58,11 @@ def load_features(
 ) -> Features:
     """The videos at `places` of a store of either kind.
 
-    With `spans`, a video is the segments whose middle lies within [start, end] seconds (of representations: its tokens
-    and their mean, while [CLS] is that of the whole video).
+    With `spans`, a video is the segments whose middle lies within [start, end] seconds, or else the one that shares the most
+    of them (of representations: its tokens and their mean, while [CLS] is that of the whole video).
 
     Raises:
-        InputError: where no segment of a video lies within its span.
+        InputError: where a video has nothing of its span.
     """
     learnt = store.kind == REPRESENTATIONS
     tokens: list[NDArray[Any]] = []
@@ -72,13 +72,7 @@ def load_features(
             tokens.append(store.embeddings(place))
         else:
             record = store[place]
-            middle = (record.starts + record.ends) / 2
-            inside = np.flatnonzero((middle >= spans[row][0]) & (middle <= spans[row][1]))
-            if not len(inside):
-                raise InputError(
-                    f"no segment of video '{record.id}' lies within {spans[row][0]:g} to {spans[row][1]:g} s"
-                )
-            tokens.append(record.embeddings[inside[0] : inside[-1] + 1])
+            tokens.append(record.embeddings[_within(record, *spans[row])])
         if not learnt or spans is not None:
             values = tokens[-1].astype(np.float32) if learnt else l2_normalize(tokens[-1])
             means[row] = values.mean(axis=0)
@@ -88,3 +82,14 @@ def load_features(
         means = np.asarray(store.mean_features[places], dtype=np.float32)
     cls = torch.from_numpy(np.asarray(store.cls_features[places], dtype=np.float32))
     return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means))
+
+
+def _within(record: VideoRecord, start: float, end: float) -> slice:
+    middle = (record.starts + record.ends) / 2
+    inside = np.flatnonzero((middle >= start) & (middle <= end))
+    if not len(inside):  # a span shorter than a segment may lie between two middles
+        shared = np.minimum(record.ends, end) - np.maximum(record.starts, start)
+        inside = np.array([np.argmax(shared)])
+        if shared[inside[0]] <= 0:
+            raise InputError(f"no segment of video '{record.id}' lies within {start:g} to {end:g} s")
+    return slice(inside[0], inside[-1] + 1)

@@ -55,6 +55,7 @@ class Task:
         spans: (V) [start, end] in seconds, where only a part of a video is meant.
         missing: names the labels have and the store has not, filled in by `found_in`.
         label_fraction: the share of the train labels that may be learnt from; see `split`.
+        benchmark: whether it is one of the paper's, which are trained on with the paper's settings to the letter.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     spans: tuple[tuple[float, float], ...] | None = None
     missing: tuple[str, ...] = field(default=())
     label_fraction: float = 1.0
+    benchmark: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:

@@ -9,6 +9,7 @@ width 384 and 1,000 steps some seconds a seed on two cores.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -58,12 +59,11 @@ def probe(
         label_fraction: the share of the train labels to learn from, drawn by each seed, in every class and with one video
             of each at least; None takes the task's own, which is 1.
         run: the run the representations must be of.
-        settings: how probes are trained; the paper's by default, see `ProbeSettings`.
+        settings: how probes are trained; by default `ProbeSettings.default_for` the task.
 
     Raises:
         InputError: for labels or stores that do not fit.
     """
-    settings = settings or ProbeSettings()
     unknown = [name for name in probes if name not in ALL_PROBES]
     if unknown or not probes:
         raise InputError(f"there is no probe '{', '.join(unknown)}'; choose of {', '.join(ALL_PROBES)}")
@@ -82,6 +82,10 @@ def probe(
         labels = load_labels(labels, kind=kind, known=store.ids)
     if label_fraction is not None:
         labels = replace(labels, label_fraction=label_fraction)
+    settings = settings or ProbeSettings.default_for(benchmark=labels.benchmark, label_fraction=labels.label_fraction)
+    split_of = (
+        dict.fromkeys(labels.ids, "") if labels.splits is None else dict(zip(labels.ids, labels.splits, strict=True))
+    )
     task, places = found_in(labels, store.ids)
     sets = [load_features(s, places if s is store else _same_videos(s, store, places), task.spans) for s in stores]
 
@@ -126,6 +130,8 @@ def probe(
         rows=tuple(rows),
         missing=task.missing,
         label_fraction=task.label_fraction,
+        missing_splits=tuple(str(split_of[name]) for name in task.missing),
+        annotated={str(name): number for name, number in Counter(split_of.values()).items()},
         settings={k: v for k, v in asdict(settings).items() if k != "device"},
     )
 

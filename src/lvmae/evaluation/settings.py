@@ -83,6 +83,11 @@ class ProbeSettings:
         """The paper's epochs of the linear and attentive probe, however few videos they are of."""
         return cls(**{"linear_min_steps": 0, "attentive_min_steps": 0} | changes)
 
+    @classmethod
+    def default_for(cls, *, benchmark: bool, label_fraction: float) -> ProbeSettings:
+        """The paper to the letter for its benchmarks with all their labels, and with the least steps for all else."""
+        return cls.paper() if benchmark and label_fraction == 1 else cls()
+
     def plan(self, probe: str) -> Plan:
         """The training of one of `ALL_PROBES`."""
         if probe in BASELINES:

@@ -73,13 +73,22 @@ def _lvu(part: str, folder: Path) -> Task:
             ids.append(row["youtube_id"])
             splits.append(split)
             values.append([row[column] for column in columns])
+    _refuse_shared(folder, ids, splits)
     where, name = np.array(splits), f"lvu/{part}"
     try:
         if part in LVU_CLASSES:
             names = {int(number): label for number, label in values}
             numbers = sorted(names)
             targets = np.array([numbers.index(int(number)) for number, _ in values], dtype=np.int64)
-            return Task(name, "classification", tuple(ids), targets, tuple(names[number] for number in numbers), where)
+            return Task(
+                name,
+                "classification",
+                tuple(ids),
+                targets,
+                tuple(names[number] for number in numbers),
+                where,
+                benchmark=True,
+            )
         counts = np.array(values, dtype=np.float64)
     except ValueError as error:
         raise InputError(f"{folder} is not in the form it is distributed in: {error}") from error
@@ -89,8 +98,26 @@ def _lvu(part: str, folder: Path) -> Task:
             f"video '{ids[int(np.argmax(total <= 0))]}' in {folder} has a count of 0, which gives no target"
         )
     return Task(
-        name, "regression", tuple(ids), 10 * counts[:, 0] / total if part == "like_ratio" else np.log(total), (), where
+        name,
+        "regression",
+        tuple(ids),
+        10 * counts[:, 0] / total if part == "like_ratio" else np.log(total),
+        (),
+        where,
+        benchmark=True,
     )
+
+
+def _refuse_shared(folder: Path, ids: list[str], splits: list[str]) -> None:
+    first: dict[str, str] = {}
+    for id_, split in zip(ids, splits, strict=True):
+        if id_ in first:
+            raise InputError(
+                f"video '{id_}' in {folder} is in both {first[id_]} and {split}; a test must not share videos with what it tests"
+                if first[id_] != split
+                else f"video '{id_}' is twice in the {split} split in {folder}; keep one"
+            )
+        first[id_] = split
 
 
 def _breakfast(folder: Path) -> Task:
@@ -102,10 +129,17 @@ def _breakfast(folder: Path) -> Task:
     held_out = set(people[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY])
     splits = ["val" if _person(row["file_name"]) in held_out else "train" for row in train] + ["test"] * len(test)
     rows = train + test
+    _refuse_shared(folder, [row["file_name"] for row in rows], splits)
     classes = tuple(sorted({row["action"] for row in rows}))
     targets = np.array([classes.index(row["action"]) for row in rows], dtype=np.int64)
     return Task(
-        "breakfast", "classification", tuple(row["file_name"] for row in rows), targets, classes, np.array(splits)
+        "breakfast",
+        "classification",
+        tuple(row["file_name"] for row in rows),
+        targets,
+        classes,
+        np.array(splits),
+        benchmark=True,
     )
 
 
@@ -141,4 +175,4 @@ def _coin(path: Path) -> Task:
         splits.append("val" if trained[label] % _HELD_OUT_EVERY == 0 else "train")
     targets = np.array([classes.index(label) for _, label, _, _ in videos], dtype=np.int64)
     ids, spans = tuple(v[0] for v in videos), tuple(v[3] for v in videos)
-    return Task("coin", "classification", ids, targets, classes, np.array(splits), spans)
+    return Task("coin", "classification", ids, targets, classes, np.array(splits), spans, benchmark=True)
