@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import judging, models, reading, stores
+from lvmae.cli import ablating, judging, models, reading, stores
 from lvmae.cli.command import command_of
 from lvmae.errors import LVMAEError
 
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         models.add_push,
         models.add_represent,
         judging.add_probe,
+        ablating.add_ablate,
         reading.add_caption,
         reading.add_interpret,
         reading.add_search,

@@ -1,0 +1,60 @@
+"""What a cell costs to pre-train, before it runs: its steps, its parameters, and the arithmetic they make.
+
+The time is not known before a cell has run on this machine; from then on the others follow by their arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lvmae.ablation.grid import Cell
+from lvmae.recipes import Recipe
+from lvmae.store import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pre-training.
+
+    Attributes:
+        steps: of the optimiser.
+        parameters: of the encoder's and the decoder's blocks.
+        segments: seen in all, masked ones included.
+        tera: 10^12 multiply-adds of the linear layers, forward and backward.
+    """
+
+    steps: int
+    parameters: int
+    segments: float
+    tera: float
+
+
+def cost(cell: Cell) -> Cost:
+    """An estimate: windows of their mean length, attention and the store's too short videos left out."""
+    recipe, store = cell.recipe, cell.store
+    videos = max(1, round(len(store) * (1 - recipe.val_fraction)))
+    segments = recipe.epochs * videos * _mean_window(store, recipe)
+    encoder = _block_parameters(store.dim, recipe.mlp_ratio) * recipe.layers
+    decoder = _block_parameters(recipe.decoder_width, recipe.mlp_ratio) * recipe.decoder_layers
+    visible = segments * (1 - recipe.mask_ratio)
+    return Cost(
+        steps=recipe.epochs * -(-videos // recipe.batch_size),
+        parameters=encoder + decoder,
+        segments=segments,
+        tera=3 * (visible * encoder + segments * decoder) / 1e12,
+    )
+
+
+def _block_parameters(width: int, mlp_ratio: float) -> int:
+    """The matrices of one block: queries, keys, values, output, and the two of the MLP."""
+    return round(width * width * (4 + 2 * mlp_ratio))
+
+
+def _mean_window(store: EmbeddingStore, recipe: Recipe) -> float:
+    """The expected segments of a window: a duration drawn uniformly, and no longer than its video."""
+    seconds = float(store.durations.sum() / store.lengths.sum())
+    most = recipe.max_segments if recipe.max_seconds is None else min(recipe.max_segments, recipe.max_seconds / seconds)
+    drawn = np.linspace(min(recipe.min_seconds / seconds, most), most, 64)
+    return float(np.minimum(store.lengths[:, None], drawn).mean())

@@ -1,0 +1,191 @@
+"""What an ablation varies: axes of values -> cells, each a store and a resolved recipe.
+
+In: `key=value,value` settings or a plan in TOML, and named stores. Out: the product, in the order it was written, the
+last axis fastest. Everything that can be wrong with a cell is said before the first one runs.
+
+An axis is a setting of the recipe (`mask`, `mask_ratio`, `layers`, `max_seconds` (the cap on a clip's length), `seed`, ...),
+`recipe` itself, or `store`: segment length and number of frames are decided when videos are embedded, so each of their
+values is a store of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvmae import recipes
+from lvmae.errors import InputError
+from lvmae.recipes import FREE, Recipe
+from lvmae.store import EMBEDDINGS, EmbeddingStore
+
+RECIPE, STORE, SEED = "recipe", "store", "seed"
+_PLAN_KEYS = ("annotations", "grid", "labels", "probes", "raw", "recipe", "seeds", "settings", "stores", "task")
+_SLUG_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One store and one resolved recipe. `at` is its place on every axis, by name: what tells it from the others."""
+
+    at: dict[str, Any]
+    store: EmbeddingStore
+    recipe: Recipe
+
+    @property
+    def slug(self) -> str:
+        """A folder's name: readable, and another one for any other training. What only says how fast it runs is left out."""
+        settings = {key: value for key, value in self.recipe.to_dict().items() if key not in FREE | {"name"}}
+        digest = hashlib.sha256(json.dumps([self.store.fingerprint, settings], sort_keys=True).encode()).hexdigest()[:8]
+        said = "_".join(f"{key}-{text_of(value)}" for key, value in self.at.items()) or "only"
+        return f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{digest}"
+
+    def __str__(self) -> str:
+        return _said(self.at) or self.recipe.name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes and the cells of their product."""
+
+    axes: dict[str, tuple[Any, ...]]
+    stores: dict[str, EmbeddingStore]
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def of(
+        cls,
+        stores: Mapping[str, str | Path | EmbeddingStore],
+        axes: Mapping[str, Sequence[Any]],
+        *,
+        recipe: str | Recipe = "base",
+        settings: Mapping[str, Any] | None = None,
+    ) -> Grid:
+        """The grid over named stores and axes.
+
+        Args:
+            stores: name -> store; several are an axis.
+            axes: a recipe's key, or "recipe" -> its values, as themselves or as text.
+            recipe: what every cell begins with, where "recipe" is no axis.
+            settings: of all cells; an axis goes over them.
+
+        Raises:
+            InputError: an unknown key, a value that cannot be read or comes twice, a cell that no model can be made for,
+                a store that is none.
+        """
+        if not stores:
+            raise InputError("an ablation needs a store: name at least one")
+        opened = {name: EmbeddingStore.open(store) for name, store in stores.items()}
+        for store in opened.values():
+            if store.kind != EMBEDDINGS:
+                raise InputError(
+                    f"{store.path} holds {store.kind}; give the store of embeddings that they were made from"
+                )
+        if STORE in axes:
+            raise InputError("stores are no setting: name them with --store NAME=PATH, or under [stores]")
+        varied: dict[str, Sequence[Any]] = {STORE: list(opened)} if len(opened) > 1 else {}
+        varied |= axes
+        for key, values in varied.items():
+            if isinstance(values, str) or not values:
+                raise InputError(f"the axis '{key}' needs at least one value")
+        cells: dict[str, Cell] = {}
+        for place in itertools.product(*varied.values()):
+            cell = _cell(dict(zip(varied, place, strict=True)), opened, recipe, settings)
+            if str(cell) in cells:
+                raise InputError(f"the cell {cell} comes twice; give each value of an axis once")
+            cells[str(cell)] = cell
+        # The values as the recipe has them, whatever they were written as.
+        read = {key: tuple(dict.fromkeys(cell.at[key] for cell in cells.values())) for key in varied}
+        return cls(read, opened, tuple(cells.values()))
+
+
+def _cell(
+    at: dict[str, Any],
+    stores: Mapping[str, EmbeddingStore],
+    recipe: str | Recipe,
+    settings: Mapping[str, Any] | None,
+) -> Cell:
+    """The cell at one place. Raises InputError."""
+    store = stores[at[STORE]] if STORE in at else next(iter(stores.values()))
+    changed = {key: value for key, value in at.items() if key not in (RECIPE, STORE)}
+    try:
+        resolved = recipes.named(at.get(RECIPE, recipe)).with_settings({**(settings or {}), **changed})
+        resolved.heads_for(store.dim)
+    except InputError as error:
+        raise InputError(f"The cell {_said(at)}: {error}") from None
+    return Cell(
+        {key: getattr(resolved, key) if key in changed else value for key, value in at.items()}, store, resolved
+    )
+
+
+def axes_of(pairs: Iterable[str]) -> dict[str, list[str]]:
+    """Axes given as `key=value,value`. Raises InputError."""
+    axes: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, separator, values = pair.partition("=")
+        found = [value.strip() for value in values.split(",")]
+        if not separator or not key or not all(found):
+            raise InputError(f"--grid {pair!r} is not of the form key=value,value")
+        if key in axes:
+            raise InputError(f"--grid names {key} twice; write its values with commas between them")
+        axes[key] = found
+    return axes
+
+
+def read_plan(path: str | Path) -> dict[str, Any]:
+    """A plan in TOML, as the keyword arguments of `ablate`; paths in it are taken from where the plan lies.
+
+        recipe = "tiny"
+        labels = "labels.csv"     # or task = "lvu/director" and annotations = "folder"
+        seeds = 5
+        [stores]
+        5s = "store5"
+        [grid]
+        mask = ["random", "semantic"]
+        [settings]
+        epochs = 50
+
+    Raises:
+        InputError: no such file, not TOML, or a key that a plan does not have.
+    """
+    path = Path(path)
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"the plan {path} cannot be read as TOML: {error}") from None
+    unknown = sorted(set(plan) - set(_PLAN_KEYS))
+    if unknown:
+        raise InputError(f"the plan {path} has the unknown key '{unknown[0]}'; known are {', '.join(_PLAN_KEYS)}")
+    for key in ("grid", "settings", "stores"):
+        if not isinstance(plan.get(key, {}), dict):
+            raise InputError(f"'{key}' in the plan {path} has to be a table: [{key}] and a line for each of its keys")
+    for key, values in plan.get("grid", {}).items():
+        if not isinstance(values, list):
+            raise InputError(f"'{key}' in [grid] of {path} has to be a list of values, such as [0.3, 0.5]")
+    for key in ("annotations", "labels"):
+        if key in plan:
+            plan[key] = _from(path, plan[key])
+    if "stores" in plan:
+        plan["stores"] = {name: _from(path, store) for name, store in plan["stores"].items()}
+    return plan
+
+
+def _from(plan: Path, path: Any) -> str:
+    if not isinstance(path, str):
+        raise InputError(f"the plan {plan} has {path!r} where a path belongs")
+    return path if "://" in path else str(plan.parent / path)
+
+
+def _said(at: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={text_of(value)}" for key, value in at.items())
+
+
+def text_of(value: Any) -> str:
+    """A value of an axis, for names and tables."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

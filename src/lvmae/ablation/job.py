@@ -1,0 +1,310 @@
+"""An ablation, run: pretrain -> represent -> probe for every cell of a grid, each of them once.
+
+In: stores, labels, axes. Out, in one folder:
+
+    results.parquet        a row for each cell and probe with every setting and figure, and one for each cell that failed
+    table.md, table.tex    means over seeds, the best of each probe marked
+    figures/AXIS.png, .svg accuracy against each axis
+    cells/CELL/            run, reps and result.json of one cell
+    raw/STORE.json         the raw embeddings of each store, probed alike
+
+Killed or stopped, the same call goes on: a cell that is done is read, one that was begun goes on from its last
+checkpoint, and one that failed is tried again. A larger grid in the same folder keeps the cells it shares; other labels
+or probes keep the runs and probe them again. Price: that of its pre-trainings, one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lvmae.ablation.cost import cost
+from lvmae.ablation.figures import draw_figures
+from lvmae.ablation.grid import STORE, Cell, Grid
+from lvmae.ablation.results import DONE, FAILED, LEARNT, RAW, columns, groups, settings_of
+from lvmae.ablation.tables import latex, markdown, plan_text
+from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.evaluation import ProbeSettings, ProbeTable, Task, load_labels, probe
+from lvmae.evaluation.labels import found_in
+from lvmae.pretraining import Stopped, pretrain, read_metrics
+from lvmae.progress import progress
+from lvmae.recipes import Recipe
+from lvmae.representations import represent, run_fingerprint
+from lvmae.store import EmbeddingStore, write_parquet_rows
+
+log = logging.getLogger(__name__)
+
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was found. `rows` are those of `results.parquet`, in the order of the grid."""
+
+    path: Path
+    grid: Grid
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Cells that failed -> why."""
+        return {row["cell"]: row["reason"] for row in self.rows if row["status"] == FAILED}
+
+    def to_markdown(self) -> str:
+        return markdown(groups(self.grid, self.rows))
+
+    def to_latex(self) -> str:
+        return latex(groups(self.grid, self.rows))
+
+
+def ablate(
+    stores: Mapping[str, str | Path | EmbeddingStore],
+    labels: str | Path | Task,
+    out: str | Path,
+    *,
+    grid: Mapping[str, Sequence[Any]],
+    recipe: str | Recipe = "base",
+    settings: Mapping[str, Any] | None = None,
+    raw: bool = False,
+    probes: Sequence[str] = ("linear", "attentive"),
+    seeds: int = 5,
+    probe_settings: ProbeSettings | None = None,
+) -> Ablation:
+    """Runs every cell of a grid that is not done yet, and writes what all of them found.
+
+    Args:
+        stores: name -> store of embeddings of the same videos; several are an axis.
+        labels: a label file, or a `Task`.
+        out: the folder of the ablation, made or gone on with.
+        grid: axis -> values, see `lvmae.ablation.grid`; `seed` repeats each pre-training.
+        recipe, settings: what all cells have in common.
+        raw: probe the stores' raw embeddings too, once each.
+        probes, seeds, probe_settings: as `lvmae.evaluation.probe` takes them.
+
+    Raises:
+        InputError: a grid, stores or labels that do not go together; another process is at work in `out`.
+        Stopped: SIGINT or SIGTERM; the cell that was running goes on from where it was.
+    """
+    job = _Job(
+        Path(out), Grid.of(stores, grid, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+    )
+    return job.run(raw=raw)
+
+
+def plan(
+    stores: Mapping[str, str | Path | EmbeddingStore],
+    labels: str | Path | Task,
+    out: str | Path,
+    *,
+    grid: Mapping[str, Sequence[Any]],
+    recipe: str | Recipe = "base",
+    settings: Mapping[str, Any] | None = None,
+    probes: Sequence[str] = ("linear", "attentive"),
+    seeds: int = 5,
+    probe_settings: ProbeSettings | None = None,
+    raw: bool = False,
+) -> str:
+    """What `ablate` would do, as text: the cells, what each costs, and which of them are done. Writes nothing."""
+    job = _Job(
+        Path(out), Grid.of(stores, grid, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+    )
+    seconds = [job.seconds(cell) for cell in job.grid.cells]
+    return plan_text([(str(cell), cost(cell), took) for cell, took in zip(job.grid.cells, seconds, strict=True)])
+
+
+@dataclass
+class _Job:
+    """One grid in one folder."""
+
+    out: Path
+    grid: Grid
+    labels: str | Path | Task
+    probes: Sequence[str]
+    seeds: int
+    settings: ProbeSettings | None
+    task: Task = field(init=False)
+    probing: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        first, *others = self.grid.stores.values()
+        self.task = self.labels if isinstance(self.labels, Task) else load_labels(self.labels, known=first.ids)
+        counts = {store.path: len(found_in(self.task, store.ids)[0]) for store in (first, *others)}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{count} in {path}" for path, count in counts.items())
+            log.warning(
+                "The stores do not hold the same labelled videos (%s): their figures stand on different ones.", said
+            )
+        said_probes = [list(self.probes), self.seeds, asdict(self.settings or ProbeSettings())]
+        task = [
+            self.task.name,
+            self.task.label_fraction,
+            self.task.kind,
+            self.task.ids,
+            self.task.classes,
+            self.task.targets.tolist(),
+            self.task.spans,
+        ]
+        splits = None if self.task.splits is None else self.task.splits.tolist()
+        self.probing = hashlib.sha256(json.dumps([said_probes, task, splits]).encode()).hexdigest()[:16]
+
+    def run(self, *, raw: bool) -> Ablation:
+        """All that is not done; then tables and figures."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file: name a folder for the ablation.")
+        (self.out / "cells").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.out / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"Another process is at work in {self.out}: wait for it, or name another folder."
+            ) from None
+        try:
+            rows = self._raw_rows() if raw else []
+            finished = sum(self.seconds(cell) is not None for cell in self.grid.cells)
+            with progress(desc="ablate", unit="cells", total=len(self.grid.cells), initial=finished) as bar:
+                for cell in self.grid.cells:
+                    bar.set_postfix_str(str(cell))
+                    known = self.seconds(cell) is not None
+                    rows += self._read(cell) if known else self._run(cell)
+                    write_parquet_rows(self.out / "results.parquet", rows, columns())
+                    bar.update(0 if known else 1)
+            found = Ablation(self.out, self.grid, tuple(rows))
+            (self.out / "table.md").write_text(found.to_markdown() + "\n", encoding="utf-8")
+            (self.out / "table.tex").write_text(found.to_latex() + "\n", encoding="utf-8")
+            draw_figures(self.grid, groups(self.grid, rows), self.out / "figures")
+            return found
+        finally:
+            lock.release()
+
+    def seconds(self, cell: Cell) -> float | None:
+        """How long a cell's pre-training took; None where it is not done, or not with these labels and probes."""
+        result = self._result(self._folder(cell) / _RESULT)
+        return float(result["rows"][0]["pretrain_seconds"]) if result and result["status"] == DONE else None
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.out / "cells" / cell.slug
+
+    def _result(self, path: Path) -> dict[str, Any] | None:
+        try:
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if result.get("probing") == self.probing else None
+
+    def _write(self, path: Path, status: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        beside.write_text(
+            json.dumps({"probing": self.probing, "status": status, "rows": rows}, indent=1), encoding="utf-8"
+        )
+        beside.replace(path)
+        return rows
+
+    def _read(self, cell: Cell) -> list[dict[str, Any]]:
+        """The rows of a cell that is done, named as this grid names it."""
+        result = self._result(self._folder(cell) / _RESULT)
+        assert result is not None
+        return [{**row, **self._place(cell)} for row in result["rows"]]
+
+    def _run(self, cell: Cell) -> list[dict[str, Any]]:
+        folder = self._folder(cell)
+        try:
+            return self._write(folder / _RESULT, DONE, self._steps(cell, folder))
+        except Stopped as stop:
+            raise Stopped(f"Stopped in the cell {cell}: run the same command again to go on.") from stop
+        except (LVMAEError, RuntimeError, OSError, MemoryError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("The cell %s failed: %s", cell, reason)
+            return self._write(folder / _RESULT, FAILED, [{**self._place(cell), "status": FAILED, "reason": reason}])
+
+    def _steps(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        """pretrain -> represent -> probe. What is there from an earlier call is taken as it is, with the time it took."""
+        run, pretraining = self._timed(
+            folder / "pretrain.json", lambda: pretrain(cell.store, folder / "run", recipe=cell.recipe)
+        )
+        features, representing = self._timed(
+            folder / "represent.json", lambda: represent(run, cell.store, folder / "reps")
+        )
+        began = time.monotonic()
+        table = probe(features, self.task, probes=tuple(self.probes), seeds=self.seeds, settings=self.settings)
+        final = read_metrics(run)[-1]
+        told = {
+            "steps": final["step"],
+            "train_loss": final["loss"],
+            **{key: final.get(key) for key in ("val_cosine", "interpolation_cosine", "mean_cosine")},
+            "fingerprint": run_fingerprint(run),
+            "pretrain_seconds": pretraining,
+            "represent_seconds": representing,
+            "probe_seconds": round(time.monotonic() - began, 3),
+        }
+        return [{**self._place(cell), **told, **row} for row in _probe_rows(table, LEARNT)]
+
+    @staticmethod
+    def _timed(path: Path, call: Callable[[], Any]) -> tuple[Any, float]:
+        """What `call` gives, and the seconds it took, those of calls that were interrupted left out."""
+        began = time.monotonic()
+        given = call()
+        if not path.exists():
+            path.write_text(json.dumps(round(time.monotonic() - began, 3)))
+        return given, float(json.loads(path.read_text()))
+
+    def _place(self, cell: Cell) -> dict[str, Any]:
+        name = next(name for name, store in self.grid.stores.items() if store is cell.store)
+        return {"cell": str(cell), **_store_columns(name, cell.store), **settings_of(cell.recipe)}
+
+    def _raw_rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for name, store in self.grid.stores.items():
+            path = self.out / "raw" / f"{store.fingerprint}.json"
+            if (result := self._result(path)) is None:
+                began = time.monotonic()
+                table = probe(store, self.task, probes=tuple(self.probes), seeds=self.seeds, settings=self.settings)
+                took = {"probe_seconds": round(time.monotonic() - began, 3)}
+                result = {"rows": self._write(path, DONE, [{**row, **took} for row in _probe_rows(table, RAW)])}
+            rows += [{"cell": f"{STORE}={name}", **_store_columns(name, store), **row} for row in result["rows"]]
+        return rows
+
+
+def _probe_rows(table: ProbeTable, features: str) -> list[dict[str, Any]]:
+    if table.rows[0].features != features:
+        raise WorkError(f"the probes saw {table.rows[0].features}, not {features}")
+    return [
+        {
+            "status": DONE,
+            "task": table.task,
+            "features": row.features,
+            "probe": row.probe,
+            "metric": table.metric,
+            "mean": row.mean,
+            "std": row.std,
+            "low": row.interval[0],
+            "high": row.interval[1],
+            "values": list(row.values),
+            "epochs_chosen": list(row.epochs),
+            "probe_steps": row.steps,
+            "missing_videos": len(table.missing),
+        }
+        for row in table.rows
+    ]
+
+
+def _store_columns(name: str, store: EmbeddingStore) -> dict[str, Any]:
+    manifest = store.manifest
+    frames = (manifest.encoder.get("options") or {}).get("num_frames")
+    seconds = manifest.segments.get("seconds")
+    return {
+        "store": name,
+        "store_path": store.path,
+        "space_id": store.space_id,
+        "segment_seconds": None if seconds is None else float(seconds),
+        "num_frames": frames,
+    }
