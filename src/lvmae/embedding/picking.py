@@ -14,6 +14,7 @@ stamps, damage), the fast path stops, first its seeks, then all of it, and what 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -70,6 +71,25 @@ def pick(
                 seeks, reads = False, fast.sought
                 continue
             return
+
+
+def frames_between(
+    path: str | os.PathLike[str], begin: float, end: float
+) -> Iterator[tuple[float, VideoFrame, VideoStream]]:
+    """Every frame that appears in [begin, end) seconds: when it does, the frame, and its stream."""
+    with opened(path) as (container, stream):
+        assert stream.time_base is not None
+        origin, step = origin_of(container, stream), float(frame_ticks(stream) * stream.time_base)
+        if begin > SEEK_SECONDS and not _SEEKING_FORMATS.isdisjoint(container.format.name.split(",")):
+            with contextlib.suppress(av.error.FFmpegError):
+                container.seek(int((begin + origin) / stream.time_base), stream=stream)
+        for count, frame in enumerate(every_frame(container, stream)):
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            moment = float(stamp * stream.time_base) - origin if stamp is not None else count * step
+            if moment >= end:
+                return
+            if moment >= begin:
+                yield moment, frame, stream
 
 
 def _everything(container: InputContainer, stream: VideoStream, ticks: np.ndarray, end: float) -> Iterator[VideoFrame]:

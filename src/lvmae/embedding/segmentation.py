@@ -1,18 +1,59 @@
-"""Timelines: a video's duration -> the start and end of each segment, in seconds. Pure functions of numbers.
+"""Timelines: a video -> the start and end of each segment, in seconds.
 
-Paper, section 3.1: fixed segments of 5 s; its ablation has overlapping ones too (docs of the method: fixed 5 s is best).
+`segment_rule(kind, seconds, stride)` gives a rule. A fixed one is a pure function of the duration; one by shots (`shots.py`) looks
+at the video, and costs decoding it once more.
+
+Paper, section 3.1: fixed segments of 5 s; its ablation has overlapping ones and shots, too (fixed 5 s is best).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from lvmae.errors import InputError
 
 MIN_SECONDS = 0.1
+KINDS = ("fixed", "shots")
+
+
+class Segmentation(Protocol):
+    """A rule by which videos are cut into segments. Pickles small."""
+
+    looks: ClassVar[bool]
+    """Whether laying out a timeline decodes the video; then a long film is not laid out by several workers at once."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a store's manifest records; stores of different rules never mix."""
+
+    def lay_out(
+        self, path: str | os.PathLike[str], begin: float, end: float
+    ) -> Generator[float, None, tuple[np.ndarray, np.ndarray]]:
+        """Returns starts and ends (L,) float64, L >= 1, of the part [begin, end) of a file, in seconds of the file.
+
+        Yields now and then the share that is done, 0 to 1, so that one who waits sees life. Raises VideoError.
+        """
+
+
+def segment_rule(kind: str = "fixed", seconds: float | None = None, stride: float | None = None) -> Segmentation:
+    """The rule of a kind: "fixed" segments of `seconds` (5), one every `stride`; or "shots", cut where longer than `seconds` (10).
+
+    Raises InputError for a rule that makes no sense or needs a package that is missing.
+    """
+    if kind == "fixed":
+        return SegmentRule(5.0 if seconds is None else seconds, stride)
+    if kind == "shots":
+        from lvmae.embedding.shots import ShotRule
+
+        if stride is not None:
+            raise InputError("Shots follow each other and have no stride.")
+        return ShotRule() if seconds is None else ShotRule(max_seconds=seconds)
+    raise InputError(f"There are no segments of the kind {kind!r}; there are {' and '.join(KINDS)}.")
 
 
 @dataclass(frozen=True)
@@ -23,6 +64,7 @@ class SegmentRule:
     segment is one segment. With a stride, what is left after the last full segment becomes one more that ends where the video ends.
     """
 
+    looks: ClassVar[bool] = False
     seconds: float = 5.0
     stride: float | None = None
 
@@ -57,3 +99,11 @@ class SegmentRule:
                 starts, ends = np.append(starts, duration - self.seconds), np.append(ends, duration)
         ends[-1] = duration
         return starts, ends
+
+    def lay_out(
+        self, path: str | os.PathLike[str], begin: float, end: float
+    ) -> Generator[float, None, tuple[np.ndarray, np.ndarray]]:
+        """The segments of [begin, end), whatever the file."""
+        yield from ()
+        starts, ends = self.segments(end - begin)
+        return starts + begin, ends + begin

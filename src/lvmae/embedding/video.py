@@ -27,7 +27,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from lvmae.embedding.opening import VideoError, counted_duration, declared_duration, every_frame, opened
-from lvmae.embedding.picking import pick
+from lvmae.embedding.picking import frames_between, pick
 from lvmae.errors import InputError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "decode_segments",
     "probe",
     "segment_jpegs",
+    "small_frames",
     "still_picture",
     "thumbnails",
 ]
@@ -142,6 +143,18 @@ def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int
     for i, _, picture in _pictures(path, wanted, _Whole(height), end=0.0, skip=True):
         pictures[order[i]] = _jpeg(picture)
     return pictures
+
+
+def small_frames(
+    path: str | os.PathLike[str], height: int, begin: float, end: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame that appears in [begin, end) seconds: when, and uint8 BGR (height, W, 3), the whole picture, upright.
+
+    BGR because that is what detectors built on OpenCV read. Raises VideoError where most of the file is damaged.
+    """
+    convert = _Whole(height, Interpolation.BILINEAR)
+    for moment, frame, stream in frames_between(path, begin, end):
+        yield moment, np.ascontiguousarray(convert(frame, stream.sample_aspect_ratio)[..., ::-1])
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
