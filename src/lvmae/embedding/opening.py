@@ -181,7 +181,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         holds = ", ".join(sorted({s.type for s in container.streams}))
-        raise VideoError(f"it holds no video, only {holds or 'nothing'}")
+        raise VideoError(f"it holds no video, only {holds}" if holds else "it holds nothing that can be played")
     stream = streams[0]
     try:
         context = stream.codec_context
