@@ -20,6 +20,7 @@ from lvmae.store.format import (
     Manifest,
     VideoRecord,
     as_float32,
+    file_system,
     l2_normalize,
 )
 from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store
@@ -39,6 +40,7 @@ __all__ = [
     "VideoRecord",
     "as_float32",
     "cache_folder",
+    "file_system",
     "ids_of_other_ranks",
     "l2_normalize",
     "merge_stores",

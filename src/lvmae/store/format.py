@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvmae.errors import InputError, WorkError
+from lvmae.errors import InputError, LVMAEError, WorkError
 
 SCHEMA_VERSION = 1
 EMBEDDINGS = "embeddings"
@@ -123,15 +123,33 @@ FAILURE_SCHEMA = pa.schema(
 )
 
 
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # what installs the client of a scheme
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path within it. InputError for a scheme nobody here knows."""
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        scheme = url.partition("://")[0]
+        extra = _EXTRAS.get(scheme)
+        how = f"pip install 'lvmae[{extra}]'" if extra else str(error)
+        raise InputError(f"{scheme}:// needs another package: {how}") from None
+    except ValueError as error:
+        raise InputError(f"cannot open {url}: {error}") from None
+    return files, root
+
+
 class StoreFolder:
-    """A folder on any file system fsspec knows; local writes are synced and renamed, remote ones are put whole."""
+    """A folder on any file system fsspec knows.
+
+    Local writes are synced and renamed. Remote ones are put whole, and refused where the name is taken: object stores have no
+    locks, so two writers meet at a shard's number. The first one has it; the other stops, and has spoilt nothing.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.url = os.fspath(path)
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"cannot open {self.url}: {error}") from None
+        self.fs, self.root = file_system(self.url)
         self.local = Path(self.root) if "file" in _protocols(self.fs) else None
 
     def _join(self, name: str) -> str:
@@ -139,14 +157,15 @@ class StoreFolder:
 
     def read(self, name: str) -> bytes | None:
         try:
-            content: bytes = self.fs.cat_file(self._join(name))
+            with self._reached():
+                content: bytes = self.fs.cat_file(self._join(name))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return content
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         if self.local is None:
-            self.fs.pipe_file(self._join(name), bytes(content))
+            self._put(name, bytes(content))
             return
         target = self.local / name
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
@@ -164,36 +183,70 @@ class StoreFolder:
                 f"could not write {target}: {what}; what was committed is intact, and the same command goes on"
             ) from None
 
+    def _put(self, name: str, content: bytes) -> None:
+        try:
+            with self._reached():
+                self.fs.pipe_file(self._join(name), content, mode="create")
+        except FileExistsError:
+            if self.read(name) != content:  # it is, if a put was done and its answer lost
+                raise InputError(
+                    f"another process is writing to {self.url}; wait for it to end, or choose another place"
+                ) from None
+        except FileNotFoundError:
+            raise InputError(f"{self.url} cannot be written: its bucket does not exist; make it first") from None
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Whatever the client of an object store raises, in one sentence; that something is missing, or there, passes."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, LVMAEError):
+            raise
+        except Exception as error:
+            if self.local is not None:
+                raise
+            said = f"{self.url} cannot be reached: {' '.join(str(error).split()) or type(error).__name__}".rstrip(".")
+            if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+                raise InputError(f"{said}; check the credentials that this machine has for it") from None
+            raise WorkError(f"{said}; what was committed is intact, and the same command goes on") from None
+
     def shards(self, table: str) -> list[dict[str, Any]]:
         """Name, size and time of change of every committed shard of a table, in order."""
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.ls(self._join(table), detail=True)
+            with self._reached():
+                entries = self.fs.ls(self._join(table), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         found = []
         for entry in entries:
             name = entry["name"].rsplit("/", 1)[-1]
             if name.startswith("part-") and name.endswith(".parquet"):
-                changed = entry.get("mtime") or entry.get("LastModified") or entry.get("ETag") or entry.get("updated")
+                changed = entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("LastModified")
                 found.append({"name": name, "size": entry["size"], "changed": str(changed)})
         return sorted(found, key=lambda shard: str(shard["name"]))
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted."""
+        return sorted(name for name, kind in self.entries().items() if kind == "directory")
+
+    def entries(self) -> dict[str, str]:
+        """Name -> "file" or "directory" of what lies directly in this folder."""
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.ls(self.root, detail=True)
+            with self._reached():
+                found = self.fs.ls(self.root, detail=True)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+            return {}
+        names = ((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in found)
+        return {name: str(kind) for name, kind in names if name}
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self._damage(name), self.fs.open(self._join(name), "rb") as file:
+        with self._damage(name), self._reached(), self.fs.open(self._join(name), "rb") as file:
             return pq.read_table(file, columns=columns)
 
     def row_groups(self, name: str) -> Iterator[pa.Table]:
-        with self._damage(name), self.fs.open(self._join(name), "rb") as file:
+        with self._damage(name), self._reached(), self.fs.open(self._join(name), "rb") as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group)

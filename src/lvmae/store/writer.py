@@ -71,19 +71,24 @@ class StoreWriter:
         try:
             existing = folder.manifest()
             if existing is None:
+                there = set() if folder.local is not None else set(folder.entries())
+                if there - {"README.md"}:
+                    raise InputError(f"{folder.url} is not empty and holds no store; choose another place, or empty it")
                 card = CARD.format(
                     kind=self.manifest.kind.capitalize(), dim=self.manifest.dim, space_id=self.manifest.space_id
                 )
-                folder.write("README.md", card.encode())
                 folder.write("manifest.json", json.dumps(asdict(self.manifest), indent=2).encode())
+                if "README.md" not in there:
+                    folder.write("README.md", card.encode())
             else:
                 check_alike(existing, self.manifest, folder.url)
+            # First the numbers, then what is there: a shard that another writer adds in between has our next number and stops us.
+            self._next = {table: _next_number(folder.shards(table)) for table in ("data", "failures")}
             self.done = folder.ids()
             self.failed = folder.failures(done=self.done)
         except BaseException:
             self.close()
             raise
-        self._next = {table: _next_number(folder.shards(table)) for table in ("data", "failures")}
 
     def _take(self, local: Path) -> None:
         try:
