@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from lvmae.errors import InputError
-from lvmae.store import read_parquet_rows
+from lvmae.store import file_system, read_parquet_rows
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -193,11 +193,12 @@ def _at_url(url: str) -> Iterator[_Found]:
     if _looks_like_video(posixpath.basename(url)):
         yield _Found(posixpath.basename(url), url)
         return
+    files, root = file_system(url)
     try:
-        files, root = fsspec.core.url_to_fs(url)
         listed: Mapping[str, Any] = files.find(root, detail=True)
     except Exception as error:  # each store of objects has its own
-        raise InputError(f"{url} cannot be listed: {type(error).__name__}: {error}.") from None
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{url} cannot be listed: {said}.") from None
     inside = [path for path in sorted(listed) if _looks_like_video(posixpath.basename(path))]
     if not inside:
         raise InputError(f"There is no video in {url}: {_LOOKED_FOR}.")
