@@ -5,8 +5,9 @@ The package needs transformers below 5, so this runs in an environment of its ow
     python -m venv golden && golden/bin/pip install languagebind==0.1.0 torchvision pytorchvideo==0.1.5
     golden/bin/python tests/golden/make_languagebind.py
 
-Three models: the first version, V1.5, and the first version with low-rank updates (LoRA) as `peft` saves them. Of each the weights,
-the configuration as distributed, tokenizer files, frames, texts, and the features of both sides before normalisation.
+Three models: the first version, V1.5, and the first version with low-rank updates (LoRA) as `peft` saves them. Of each the
+weights, the configuration as distributed, tokenizer files, frames, texts, and the features of both sides before
+normalisation; and larger frames, resized as the package does.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def configuration(vocabulary: int, **vision: object) -> dict:
 
 
 def photographs() -> np.ndarray:
-    """uint8 (T, 42, 63, 3): smooth pictures that move, with some grain; the test makes the same."""
+    """uint8 (T, 42, 63, 3): smooth pictures that move, with some grain."""
     y, x, t = np.meshgrid(np.arange(42), np.arange(63), np.arange(FRAMES), indexing="ij")
     waves = [np.sin((x * a + y * b) / 9 + t) for a, b in ((1, 0.3), (0.4, 1), (0.8, -0.7))]
     grain = np.random.default_rng(0).normal(0, 8, (FRAMES, 42, 63, 3))
@@ -128,7 +129,12 @@ def main() -> None:
         tensors |= {f"{name}/video": video, f"{name}/text": text}
     large = (torch.from_numpy(photographs()).permute(3, 0, 1, 2) / 255.0 - mean) / std  # (3, T, 42, 63)
     resized = functional.center_crop(package.scale(SIZE)(large), [SIZE, SIZE])
-    tensors |= {"frames": torch.from_numpy(frames), "resized": resized.half(), "input_ids": tokens["input_ids"]}
+    tensors |= {
+        "frames": torch.from_numpy(frames),
+        "large": torch.from_numpy(photographs()),
+        "resized": resized.half(),
+        "input_ids": tokens["input_ids"],
+    }
     facts = {"configs": configs, "vocabulary": vocabulary, "merges": merges, "texts": TEXTS}
     out = Path(__file__).with_name("languagebind.safetensors")
     save_file(

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP 2 on video: transformers' own forward passes and processors on the same input, and what all hub encoders share."""
+"""CLIP and SigLIP 2 on video: transformers' own forward passes and processors on the same input; what all hub encoders share."""
 
 from __future__ import annotations
 

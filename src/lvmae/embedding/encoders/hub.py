@@ -177,6 +177,7 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     where weights are missing, misshapen or left over, InputError where the files are not such a model at all.
     """
     options = {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True} | options
+    options["ignore_mismatched_sizes"] = True  # they are refused below, with a sentence
     with quiet_transformers():
         try:
             network, info = factory.from_pretrained(snapshot.folder, output_loading_info=True, **options)

@@ -188,7 +188,12 @@ def _load(snapshot: Snapshot, config: Any) -> Any:
     state = merge_lora(read_weights(snapshot), scale)
     with quiet_transformers():
         loaded: Any = _VideoCLIP.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, with a sentence
         )
     network, info = loaded
     check_weights(
