@@ -18,6 +18,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -40,6 +41,7 @@ _FILES_A_TASK = 16  # at most: batches cross the borders of so many, and so many
 _TASKS_AN_ACTOR = 8  # at least, where there are as many files: so that all actors end at about the same time
 _BEATS_A_SECOND = 20.0  # messages that the driver is asked to take from all actors together
 _FRUITLESS_ROUNDS = 3
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def _connection(address: str | None) -> Iterator[None]:
             )
         yield
         return
+    _must_answer(address)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side writes to standard error
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -236,6 +239,17 @@ def _connection(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()  # ends the job's actors, wherever they are
+
+
+def _must_answer(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # none, or a word that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"No Ray cluster answers at {address}: {_in_a_line(error)}.") from None
 
 
 @contextlib.contextmanager
