@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from lvmae.embedding.encoders import load_encoder
-from lvmae.embedding.segmentation import SegmentRule
+from lvmae.embedding.segmentation import segment_rule
 from lvmae.embedding.sources import VideoFile, find_videos, share_of
 from lvmae.embedding.work import Advanced, Event, Job
 from lvmae.errors import InputError
@@ -87,7 +87,8 @@ def embed_videos(
     *,
     encoder: str = "conse",
     encoder_options: dict[str, Any] | None = None,
-    segment_seconds: float = 5.0,
+    segment_kind: str = "fixed",
+    segment_seconds: float | None = None,
     stride: float | None = None,
     workers: int | None = None,
     batch_size: int = 16,
@@ -103,6 +104,7 @@ def embed_videos(
 ) -> EmbedSummary:
     """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
 
+    `segment_kind` is "fixed", `segment_seconds` long (5), one every `stride`; or "shots", cut where they are longer than that (10).
     See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; files that failed before
     are tried again only with `retry_failures`. Of a file that breaks off nothing is kept, or with `keep_partial` its segments
     before that place; the store tells the reason among its failures. A file that makes no progress for `timeout` seconds is given
@@ -129,7 +131,7 @@ def embed_videos(
         out = rank_store(whole, rank, world_size)
     elif rank is not None or world_size is not None:
         raise InputError("A rank and a world size go together.")
-    rule = SegmentRule(segment_seconds, stride)
+    rule = segment_rule(segment_kind, segment_seconds, stride)
     model = load_encoder(encoder, **(encoder_options or {}))
     manifest = Manifest(
         space_id=model.space_id,
@@ -234,7 +236,8 @@ class _Meter:
         speed = seconds_of_video / max(time.monotonic() - self.began, 1e-9)
         self.bar.set_postfix_str(
             f"{self.ended}/{len(self.files)} videos, {speed:.0f}x real time"
-            + (f", {self.failed} failed" if self.failed else "")
+            + (f", {self.failed} failed" if self.failed else ""),
+            refresh=False,
         )
 
     def commit_due(self) -> bool:
