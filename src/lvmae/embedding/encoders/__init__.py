@@ -38,6 +38,12 @@ _BUILT_IN = {
     "languagebind-base": _BuiltIn(
         "lvmae.embedding.encoders.languagebind:LanguageBind", None, {"model": "LanguageBind/LanguageBind_Video_FT"}
     ),
+    "videoprism": _BuiltIn("lvmae.embedding.encoders.videoprism:VideoPrism"),
+    "videoprism-large": _BuiltIn(
+        "lvmae.embedding.encoders.videoprism:VideoPrism", None, {"model": "google/videoprism-lvt-large-f8r288"}
+    ),
+    "xclip": _BuiltIn("lvmae.embedding.encoders.xclip:XCLIP"),
+    "pe-av": _BuiltIn("lvmae.embedding.encoders.pe_av:PEAV", "pe-av"),
 }
 
 
