@@ -140,3 +140,19 @@ def test_wrong_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "scenedetect", None)
     with pytest.raises(InputError, match=r"pip install 'lvmae\[shots\]'"):
         segment_rule("shots")
+
+
+def test_a_store_of_shots(film: Filmer, tmp_path: Path) -> None:
+    """Through the engine: the segments are the shots', a long film is not shared out, and another rule does not mix."""
+    from lvmae import EmbeddingStore, embed_videos
+
+    film("a.mp4", EVEN, pictures=filmed([60, 200, 470]), options={"preset": "veryfast"})
+    summary = embed_videos(
+        tmp_path / "a.mp4", tmp_path / "store", segment_kind="shots", workers=1, encoder="test_engine:Mean"
+    )
+    store = EmbeddingStore.open(tmp_path / "store")
+    np.testing.assert_allclose(store[0].starts, [0, 2.4, 8, 13.4, 18.8, 24.4], atol=1e-3)
+    assert summary.segments == 6
+    assert store.manifest.segments == RULE.description
+    with pytest.raises(InputError):
+        embed_videos(tmp_path / "a.mp4", tmp_path / "store", workers=1, encoder="test_engine:Mean")

@@ -30,7 +30,10 @@ def add_embed(commands: Any) -> None:
         "--encoder-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the encoder"
     )
     command.add_argument(
-        "--segment-seconds", type=float, default=5.0, metavar="S", help="length of a segment (default: 5)"
+        "--segments", default="fixed", metavar="KIND", help="fixed, or shots: one a shot of the film (default: fixed)"
+    )
+    command.add_argument(
+        "--segment-seconds", type=float, metavar="S", help="length of a segment (default: 5); of shots, the most (10)"
     )
     command.add_argument(
         "--stride", type=float, metavar="S", help="start a segment every S seconds (default: its length)"
@@ -70,6 +73,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         arguments.out,
         encoder=arguments.encoder,
         encoder_options=key_values(arguments.encoder_option, "--encoder-option") or None,
+        segment_kind=arguments.segments,
         segment_seconds=arguments.segment_seconds,
         stride=arguments.stride,
         workers=arguments.workers,

@@ -135,7 +135,7 @@ class Crew:
         Every file ends in exactly one VideoRecord or Failure, unless `stop` is set: then what is in hand is finished and nothing
         else is taken up. The parts of a film that is shared are in vain then, if some are not in hand.
         """
-        work = _Ledger(shared_out(files, self._size))
+        work = _Ledger(shared_out(files, self._size, self._job.rule))
         pool = self._pool
         while work.queue or any(w.held for w in pool):
             if stop.is_set():

@@ -9,14 +9,14 @@ this in processes of one machine, `lvmae.embedding.cluster` in actors of a Ray c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lvmae.embedding.encoders import SegmentEncoder
-from lvmae.embedding.segmentation import SegmentRule
+from lvmae.embedding.segmentation import Segmentation
 from lvmae.embedding.sources import VideoFile
 from lvmae.embedding.video import VideoError, decode_segments, probe
 from lvmae.store import Failure, VideoRecord
@@ -28,7 +28,7 @@ class Job:
 
     encoder: str
     options: dict[str, Any]
-    rule: SegmentRule
+    rule: Segmentation
     batch_size: int
     keep_partial: bool = False
     """Keep the segments before the place where a file breaks off, instead of nothing of it."""
@@ -101,7 +101,7 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
     file = None
     for file in files:
         try:
-            video = _begin(file, encoder, job.rule)
+            video = yield from _begin(file, encoder, job.rule)
             decoded = decode_segments(
                 file.path,
                 video.starts,
@@ -135,8 +135,10 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
         yield from encode(file, 1.0)
 
 
-def _begin(file: VideoFile, encoder: SegmentEncoder, rule: SegmentRule) -> _Video:
-    """Probes a file and lays out the segments that are meant. Raises VideoError."""
+def _begin(
+    file: VideoFile, encoder: SegmentEncoder, rule: Segmentation
+) -> Generator[tuple[VideoFile, Event], None, _Video]:
+    """Probes a file and lays out the segments that are meant; where that takes long, says so meanwhile. Raises VideoError."""
     length = probe(file.path).duration
     begin, end = file.start or 0.0, length if file.end is None else min(file.end, length)
     if begin >= length or (file.end is not None and file.end > length + _CLIP_SECONDS):
@@ -145,10 +147,17 @@ def _begin(file: VideoFile, encoder: SegmentEncoder, rule: SegmentRule) -> _Vide
         )
     if end - begin > _LONGEST_SECONDS:
         raise VideoError(f"it says it lasts {length / 3600:,.0f} hours, so its header is damaged")
-    starts, ends = rule.segments(end - begin)
+    laid_out = rule.lay_out(file.path, begin, end)
+    while True:
+        try:
+            share = next(laid_out)
+        except StopIteration as result:
+            starts, ends = result.value
+            break
+        yield file, Advanced(0, share / 2)  # looking at a video is about half of the work
     # Shares of a long film: every worker lays out the same timeline and takes its own stretch of it.
     mine = slice(len(starts) * file.part // file.parts, len(starts) * (file.part + 1) // file.parts)
-    starts, ends = starts[mine] + begin, ends[mine] + begin
+    starts, ends = starts[mine], ends[mine]
     return _Video(file, end - begin, starts, ends, np.empty((len(starts), encoder.dim), np.float32), owed=len(starts))
 
 
@@ -163,16 +172,17 @@ def failure_of(file: VideoFile, error: Exception) -> Failure:
 _SHARED_BYTES = 16 << 20  # a film smaller than this is not worth opening twice
 
 
-def shared_out(files: list[VideoFile], workers: int) -> list[VideoFile]:
+def shared_out(files: list[VideoFile], workers: int, rule: Segmentation) -> list[VideoFile]:
     """The work in the order to take it up: long films first, and in parts those that would keep one worker busy after the others.
 
     A film is cut where it is more than half a worker's share of all bytes. Clips are not: nobody knows how many bytes are theirs.
+    Nor is any film where every worker would have to look at all of it to lay out its timeline.
     """
     sizes = {file.id: file.size() for file in files}
     share = max(sum(sizes.values()) / (2 * workers), _SHARED_BYTES)
     work: list[VideoFile] = []
     for file in sorted(files, key=lambda file: sizes[file.id], reverse=True):
-        whole = workers == 1 or file.start is not None or file.end is not None
+        whole = workers == 1 or rule.looks or file.start is not None or file.end is not None
         parts = 1 if whole else max(1, math.ceil(sizes[file.id] / share))
         work += [replace(file, part=part, parts=parts) for part in range(parts)]
     return work
