@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ from transformers import (
     SiglipModel,
 )
 
+from lvmae.cli import main
 from lvmae.embedding import load_encoder
+from lvmae.embedding.video import decode_segments
 from lvmae.errors import InputError, WorkError
+from lvmae.store import EmbeddingStore
 
 SIZE, LENGTH = 32, 16
 WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -244,3 +248,33 @@ def test_self_test_fails_where_vectors_are_all_alike_or_not_numbers(clip_folder:
         encoder._network.visual_projection.weight.fill_(damage)
         with pytest.raises(WorkError, match="similarities of pictures are all alike"):
             encoder.self_test()
+
+
+def test_from_a_film_to_a_search_by_text(
+    clip: Any, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands, with the worker's own copy of the model: what is stored and found is what the encoder says here."""
+    film_frames(tmp_path / "film.mp4", (96, 72), clip)  # one second of three frames
+    options = [f"model={clip_folder}", "num_frames=3", "device=cpu"]
+    arguments = [argument for option in options for argument in ("--encoder-option", option)]
+    store = tmp_path / "store"
+    rule = ["--segment-seconds", "0.5", "--workers", "1"]
+    assert main(["embed", str(tmp_path / "film.mp4"), "--out", str(store), "--encoder", "clip", *arguments, *rule]) == 0
+    opened = EmbeddingStore.open(store)
+    assert opened.manifest.space_id == clip.space_id
+    assert opened.manifest.encoder["options"] == clip.options
+    segments = np.stack(list(decode_segments(tmp_path / "film.mp4", [0, 0.5], [0.5, 1], num_frames=3, image_size=SIZE)))
+    vectors = clip.encode_video(segments)
+    np.testing.assert_allclose(opened[0].embeddings, vectors, atol=1e-3)  # the store keeps float16
+
+    capsys.readouterr()
+    assert main(["search", str(store), "a red flower", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = (vectors @ clip.encode_text(["a red flower"])[0]).max()
+    assert found[0]["score"] == pytest.approx(best, abs=1e-3)
+    assert main(["search", str(store), "a red flower"]) == 0
+    (clip_folder / "config.json").rename(clip_folder / "config.away")
+    try:
+        assert main(["search", str(store), "a red flower"]) == 2
+    finally:
+        (clip_folder / "config.away").rename(clip_folder / "config.json")

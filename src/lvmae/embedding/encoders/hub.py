@@ -176,6 +176,7 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     `unused` are regular expressions of weights in the files that this network has no place for, by intention. Raises WorkError
     where weights are missing, misshapen or left over, InputError where the files are not such a model at all.
     """
+    snapshot.json("config.json")  # without it transformers would build a network of its default size
     options = {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True} | options
     options["ignore_mismatched_sizes"] = True  # they are refused below, with a sentence
     with quiet_transformers():
