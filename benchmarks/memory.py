@@ -49,10 +49,10 @@ def short_films(videos: Path, files: int, folder: Path) -> None:
         os.link(cuts[number % len(cuts)], folder / f"{number:05d}.mp4")
 
 
-def measured(videos: Path, store: Path, workers: int | None) -> dict[str, Any]:
+def measured(videos: Path, store: Path, workers: int | None, segment_seconds: float) -> dict[str, Any]:
     """One job, watched."""
     with Watch() as watch:
-        summary = embed_videos(videos, store, workers=workers)
+        summary = embed_videos(videos, store, workers=workers, segment_seconds=segment_seconds)
     return {
         "videos": summary.embedded,
         "hours": round(summary.seconds_of_video / 3600, 2),
@@ -71,10 +71,17 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=10.0, help="0: leave this job out")
     parser.add_argument("--files", type=int, default=5000, help="0: leave this job out")
+    parser.add_argument(
+        "--segment-seconds", type=float, default=5.0, help="longer ones make the encoder's part shorter"
+    )
     parser.add_argument("--workers", type=int)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"limit_mib": LIMIT_MIB, "cores": len(os.sched_getaffinity(0))}
+    found: dict[str, Any] = {
+        "limit_mib": LIMIT_MIB,
+        "cores": len(os.sched_getaffinity(0)),
+        "segment_seconds": arguments.segment_seconds,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         for name, make, amount in (
@@ -84,7 +91,9 @@ def main() -> None:
             if amount:
                 (work / name).mkdir()
                 make(arguments.videos, amount, work / name / "videos")
-                found[name] = measured(work / name / "videos", work / name / "store", arguments.workers)
+                found[name] = measured(
+                    work / name / "videos", work / name / "store", arguments.workers, arguments.segment_seconds
+                )
     text = json.dumps(found, indent=2)
     print(text)
     if arguments.out:
