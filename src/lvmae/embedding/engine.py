@@ -141,7 +141,8 @@ def embed_videos(
     )
     if out != whole:
         elsewhere = ids_of_other_ranks(whole, os.fspath(out), manifest)
-    job = Job(encoder, model.options, rule, batch_size, keep_partial)
+    # What the encoder settled wins; what is no part of its space, such as the device, reaches the workers all the same.
+    job = Job(encoder, {**(encoder_options or {}), **model.options}, rule, batch_size, keep_partial)
     embedded = segments = 0
     seconds = 0.0
     with _interruptible() as stop, StoreWriter(out, manifest, flush_seconds=_COMMIT_SECONDS) as writer:
