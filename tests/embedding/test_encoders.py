@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from films import Filmer
 
-from lvmae.embedding import encoder_of, load_encoder
+from lvmae.embedding import embed_videos, encoder_of, load_encoder
 from lvmae.embedding.encoders import SegmentEncoder
 from lvmae.embedding.encoders.conse import ConSE, _read_weights, build_classifier
 from lvmae.embedding.video import still_picture
 from lvmae.errors import InputError, WorkError
-from lvmae.store import Manifest
+from lvmae.store import EmbeddingStore, Manifest
 
 # package, file, and what a person calls it (the class's name; ImageNet has no motorcycle, its word for this one is moped)
 PHOTOGRAPHS = [
@@ -176,6 +177,25 @@ def test_an_encoder_of_ones_own() -> None:
         encoder_of(dataclasses.replace(manifest, space_id="other"))
     with pytest.raises(InputError, match="imported"):
         encoder_of(dataclasses.replace(manifest, encoder={}))
+
+
+class Placed(Brightness):
+    """It runs somewhere, which its space does not depend on; here the vectors say where, to be seen."""
+
+    def __init__(self, device: str = "nowhere") -> None:
+        super().__init__()
+        self.options, self.space_id, self.device = {}, "placed", device
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        return np.full((len(frames), 3), len(self.device), np.float32)
+
+
+def test_the_device_reaches_the_workers_and_is_not_stored(film: Filmer, tmp_path: Path) -> None:
+    path = film("film.mp4", range(0, 1000, 40))
+    embed_videos(path, tmp_path / "store", encoder=f"{__name__}:Placed", encoder_options={"device": "here"}, workers=1)
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert store[0].embeddings.tolist() == [[4.0, 4.0, 4.0]]
+    assert store.manifest.encoder["options"] == {}
 
 
 def test_options_are_part_of_the_space() -> None:
