@@ -218,6 +218,8 @@ def frame_ticks(stream: VideoStream) -> Fraction:
 def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
     """Seconds from the start of the file to the end of the last frame, as the file says; None where it does not."""
     assert stream.time_base is not None
+    if container.format.name == "mpeg":
+        return None  # one time stamp for many frames: FFmpeg's estimate is half a second short
     origin = origin_of(container, stream)
     if stream.duration:
         begin = float(stream.start_time * stream.time_base) if stream.start_time is not None else origin
