@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +23,12 @@ imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes 
 FRAMES, RATE = 300, 25
 RAW = b"".join(picture_of(n).tobytes() for n in range(FRAMES))
 X264 = ["-c:v", "libx264", "-preset", "veryfast", "-bf", "3", "-g", "40"]
+X265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=40"]
+MPEG2 = ["-c:v", "mpeg2video", "-q:v", "3", "-bf", "2"]
+FIELDS = ["-vf", "setfield=tff", "-flags", "+ildct+ilme"]
 SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:duration=13"]
 LATER = ["-itsoffset", "1.5"]
+SOUND_THEN_LATE_PICTURE = ["-map", "0:a", "-map", "1:v"]
 
 
 def ffmpeg(*arguments: str | Path, input: bytes | None = None) -> tuple[bytes, str]:
@@ -56,21 +59,21 @@ CASES = {
     "variable frame rate, Matroska": Case("a.mkv", ["-vf", UNEVEN, "-fps_mode", "vfr", "-enc_time_base", "1:1000", *X264]),
     "starts at 7 s, Matroska": Case("a.mkv", remux=["-output_ts_offset", "7"]),
     "starts at 100 s, transport stream": Case("a.ts", remux=["-output_ts_offset", "100"]),
-    "MPEG-2 program stream": Case("a.mpg", ["-c:v", "mpeg2video", "-q:v", "3", "-bf", "2", "-g", "15"]),
-    "MPEG-2 transport stream": Case("a.ts", ["-c:v", "mpeg2video", "-q:v", "3", "-bf", "2", "-g", "15"]),
+    "MPEG-2 program stream": Case("a.mpg", [*MPEG2, "-g", "15"]),
+    "MPEG-2 transport stream": Case("a.ts", [*MPEG2, "-g", "15"]),
     "sound starts before the picture, mp4": Case("a.mp4", before=LATER, sound=SOUND),
     "sound starts before the picture, Matroska": Case("a.mkv", before=LATER, sound=SOUND),
     "sound starts before the picture, transport stream": Case("a.ts", before=LATER, sound=SOUND),
     "picture starts before the sound": Case("a.mp4", sound=[*LATER, *SOUND]),
     "edit list that cuts the beginning": Case("a.mp4", remux=[], remux_before=["-ss", "2.5"]),
     "edit list that cuts the beginning, with sound": Case("a.mp4", sound=SOUND, remux=[], remux_before=["-ss", "3.1"]),
-    "edit list that delays the picture": Case("a.mp4", sound=SOUND, remux=["-map", "0:a", "-map", "1:v"], remux_before=["-i", "SELF", *LATER]),
+    "edit list that delays the picture": Case("a.mp4", sound=SOUND, remux=SOUND_THEN_LATE_PICTURE, remux_before=["-i", "SELF", *LATER]),
     "edit list, QuickTime": Case("a.mov", remux=[], remux_before=["-ss", "4.2"]),
     "rotated by 90": Case("a.mp4", remux=[], remux_before=["-display_rotation", "90"]),
     "rotated by 180, Matroska": Case("a.mkv", remux=[], remux_before=["-display_rotation", "180"]),
     "rotated by -90, with an edit list": Case("a.mp4", remux=[], remux_before=["-display_rotation", "-90", "-ss", "2"]),
-    "interlaced H.264": Case("a.mp4", ["-vf", "setfield=tff", "-flags", "+ildct+ilme", "-x264-params", "tff=1", *X264]),
-    "interlaced MPEG-2": Case("a.ts", ["-vf", "setfield=tff", "-flags", "+ildct+ilme", "-c:v", "mpeg2video", "-q:v", "3", "-bf", "2"]),
+    "interlaced H.264": Case("a.mp4", [*FIELDS, "-x264-params", "tff=1", *X264]),
+    "interlaced MPEG-2": Case("a.ts", [*FIELDS, *MPEG2]),
     "no duration, WebM": Case("a.webm", ["-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M"], pipe=True),
     "no duration, Matroska": Case("a.mkv", pipe=True),
     "no duration, fragmented mp4": Case("a.mp4", [*X264, "-movflags", "frag_keyframe+empty_moov"], pipe=True),
@@ -79,7 +82,7 @@ CASES = {
     "no time stamps for B-frames, AVI": Case("a.avi", ["-c:v", "mpeg4", "-q:v", "3", "-bf", "2"]),
     "open groups of pictures": Case("a.mp4", [*X264, "-x264-params", "open-gop=1"]),
     "open groups, cut in the middle": Case("a.mp4", [*X264, "-x264-params", "open-gop=1"], remux=[], remux_before=["-ss", "3.3"]),
-    "HEVC, edit list": Case("a.mp4", ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=40"], remux=[], remux_before=["-ss", "2.5"]),
+    "HEVC, edit list": Case("a.mp4", X265, remux=[], remux_before=["-ss", "2.5"]),
     "time-lapse, a frame in 4 s": Case("a.mp4", ["-vf", "setpts=N*4/TB", "-fps_mode", "vfr", *X264]),
 }  # fmt: skip
 
