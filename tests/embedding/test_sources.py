@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from lvmae.embedding import find_videos
+from lvmae.embedding.sources import VideoFile, share_of
 from lvmae.errors import InputError
+from lvmae.store import write_parquet_rows
 
 
 def test_find_videos(tmp_path: Path) -> None:
@@ -24,3 +27,113 @@ def test_find_videos(tmp_path: Path) -> None:
         find_videos(tmp_path / "none")
     with pytest.raises(InputError, match="no file or folder"):
         find_videos(tmp_path / "missing")
+
+
+# --- manifests ------------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_manifest_names_videos_and_clips(tmp_path: Path) -> None:
+    table = write_table(
+        tmp_path / "clips.csv",
+        "path,id,start,end,label\n"
+        "a/one.mp4,first,2.5,10,cook\n"
+        "a/one.mp4,,10,12.5,cook\n"
+        "a/one.mp4,,60,,\n"
+        "./b/one.mkv,,,,\n"
+        "/films/whole.mp4,,,,\n"
+        "s3://bucket/films/far.mp4,far,,,\n",
+    )
+    found = [(v.id, v.path, v.start, v.end) for v in find_videos(table)]
+    here = str(tmp_path)
+    assert found == [
+        ("first", f"{here}/a/one.mp4", 2.5, 10.0),
+        ("a/one@10-12.5", f"{here}/a/one.mp4", 10.0, 12.5),
+        ("a/one@60-", f"{here}/a/one.mp4", 60.0, None),
+        ("b/one", f"{here}/b/one.mkv", None, None),
+        ("whole", "/films/whole.mp4", None, None),
+        ("far", "s3://bucket/films/far.mp4", None, None),
+    ]
+
+
+def test_manifests_of_every_kind_say_the_same(tmp_path: Path) -> None:
+    rows = [("x.mp4", "one", 0.0, 4.0), ("ü y.mp4", "two", 4.0, None)]
+    text = [["path", "id", "start", "end"], *[["" if v is None else str(v) for v in row] for row in rows]]
+    write_table(
+        tmp_path / "m.csv", "\ufeff" + "\r\n".join(",".join(line) for line in text)
+    )  # as a spreadsheet saves it
+    write_table(tmp_path / "m.tsv", "\n".join("\t".join(line) for line in text))
+    columns = {"path": str, "id": str, "start": float, "end": float}
+    write_parquet_rows(tmp_path / "m.parquet", [dict(zip(columns, row, strict=True)) for row in rows], columns)
+    videos = find_videos(tmp_path / "m.csv")
+    assert [(v.id, v.start, v.end) for v in videos] == [("one", 0.0, 4.0), ("two", 4.0, None)]
+    assert find_videos(tmp_path / "m.tsv") == find_videos(tmp_path / "m.parquet") == videos
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "lists no video"),
+        ("path,start\n", "lists no video"),
+        ("file,start\nx.mp4,1\n", "has no column 'path'; its columns are 'file', 'start'"),
+        ("path,starts\nx.mp4,1\n", "has a column 'starts'; it should be called 'start'"),
+        ("Path\nx.mp4\n", "has a column 'Path'; it should be called 'path'"),
+        ("path,id\n ,a\n", "line 2: the path is empty"),
+        ("path,start\nx.mp4,1\nx.mp4,one\n", "line 3: start must be a number of seconds from 0 on, not 'one'"),
+        ("path,start\nx.mp4,-1\n", "not '-1'"),
+        ("path,end\nx.mp4,nan\n", "not 'nan'"),
+        ("path,start,end\nx.mp4,5,5\n", "the clip ends at 5 s, which is not after its start at 5 s"),
+        ("path\nx.mp4,5\n", "line 2: it has more fields than there are columns"),
+        ("path,id\nx.mp4,a\ny.mp4,a\n", "line 3 gives the id 'a' a second time, after .*line 2"),
+        ('path\n"x.mp4\n', "cannot be read as a table"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    table = write_table(tmp_path / "m.csv", text)
+    with pytest.raises(InputError, match=says) as refusal:
+        find_videos(table)
+    assert "\n" not in str(refusal.value)
+
+
+def test_manifests_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path\n\xff\xfe.mp4\n")
+    (tmp_path / "m.parquet").write_text("path\n")
+    for name, says in (("m.csv", "in UTF-8"), ("m.parquet", "as Parquet"), ("none.csv", "There is no file")):
+        with pytest.raises(InputError, match=says):
+            find_videos(tmp_path / name)
+
+
+def test_folders_and_manifests_behind_urls() -> None:
+    files = fsspec.filesystem("memory")
+    for name in ("b.mp4", "sub/a.mkv", "sub/.hidden.mp4", "notes.txt"):
+        files.pipe_file(f"/sources/{name}", b"12345")
+    files.pipe_file("/sources/list.csv", b"path,id\nsub/a.mkv,one\n")
+    found = find_videos("memory://sources")
+    assert [(v.id, v.path, v.size()) for v in found] == [
+        ("b", "memory:///sources/b.mp4", 5),
+        ("sub/a", "memory:///sources/sub/a.mkv", 5),
+    ]
+    assert [(v.id, v.path) for v in find_videos("memory://sources/b.mp4")] == [("b", "memory://sources/b.mp4")]
+    assert [(v.id, v.path) for v in find_videos("memory://sources/list.csv")] == [("one", "memory://sources/sub/a.mkv")]
+    files.pipe_file("/empty/notes.txt", b"")
+    for url, says in (("memory://empty", "There is no video in"), ("nosuch://bucket", "cannot open nosuch")):
+        with pytest.raises(InputError, match=says):
+            find_videos(url)
+
+
+# --- shares ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_video_is_the_share_of_one_rank_whatever_the_others() -> None:
+    videos = [VideoFile(f"film {i}", f"/films/{i}.mp4") for i in range(200)]
+    shares = [share_of(videos, rank, 3) for rank in range(3)]
+    assert sorted(v.id for share in shares for v in share) == sorted(v.id for v in videos)
+    assert min(map(len, shares)) > 40
+    assert share_of(videos[::-1][:50], 1, 3) == [v for v in videos[::-1][:50] if v in shares[1]]
+    for rank, world in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(InputError, match="must lie between 0 and world size - 1"):
+            share_of(videos, rank, world)
