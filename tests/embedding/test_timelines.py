@@ -28,7 +28,7 @@ MPEG2 = ["-c:v", "mpeg2video", "-q:v", "3", "-bf", "2"]
 FIELDS = ["-vf", "setfield=tff", "-flags", "+ildct+ilme"]
 SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:duration=13"]
 LATER = ["-itsoffset", "1.5"]
-SOUND_THEN_LATE_PICTURE = ["-map", "0:a", "-map", "1:v"]
+AND_LATE_PICTURE = ["-map", "0:a", "-map", "1:v"]
 
 
 def ffmpeg(*arguments: str | Path, input: bytes | None = None) -> tuple[bytes, str]:
@@ -67,7 +67,7 @@ CASES = {
     "picture starts before the sound": Case("a.mp4", sound=[*LATER, *SOUND]),
     "edit list that cuts the beginning": Case("a.mp4", remux=[], remux_before=["-ss", "2.5"]),
     "edit list that cuts the beginning, with sound": Case("a.mp4", sound=SOUND, remux=[], remux_before=["-ss", "3.1"]),
-    "edit list that delays the picture": Case("a.mp4", sound=SOUND, remux=SOUND_THEN_LATE_PICTURE, remux_before=["-i", "SELF", *LATER]),
+    "edit list that delays the picture": Case("a.mp4", sound=SOUND, remux=AND_LATE_PICTURE, remux_before=["-i", "SELF", *LATER]),
     "edit list, QuickTime": Case("a.mov", remux=[], remux_before=["-ss", "4.2"]),
     "rotated by 90": Case("a.mp4", remux=[], remux_before=["-display_rotation", "90"]),
     "rotated by 180, Matroska": Case("a.mkv", remux=[], remux_before=["-display_rotation", "180"]),
