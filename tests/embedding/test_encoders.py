@@ -205,6 +205,13 @@ def test_options_are_part_of_the_space() -> None:
     assert rebuilt.num_frames == 2
 
 
+class Half:
+    """An encoder's one method, and nothing else of it."""
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        return frames
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -212,7 +219,9 @@ def test_options_are_part_of_the_space() -> None:
         ("conse", {"frames": 3}, "its options are: num_frames, image_size, top"),
         ("conse", {"num_frames": 0}, "num_frames of at least 1"),
         ("no.such.module:Encoder", {}, "cannot be imported"),
-        ("json:JSONDecoder", {}, "lacks dim"),
+        ("json:JSONDecoder", {}, "no class with a method encode_video"),
+        ("os:system", {"command": "exit 1"}, "no class with a method encode_video"),
+        (f"{__name__}:Half", {}, "lacks dim"),
         ("json:Nothing", {}, "cannot be imported"),
     ],
 )

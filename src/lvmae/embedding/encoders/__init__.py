@@ -44,6 +44,7 @@ _BUILT_IN = {
     ),
     "xclip": _BuiltIn("lvmae.embedding.encoders.xclip:XCLIP"),
     "pe-av": _BuiltIn("lvmae.embedding.encoders.pe_av:PEAV", "pe-av"),
+    "internvideo2": _BuiltIn("lvmae.embedding.encoders.internvideo2:InternVideo2"),
 }
 
 
@@ -101,7 +102,9 @@ def encoder_of(manifest: Manifest) -> SegmentEncoder:
         raise InputError(
             "This store does not say which encoder made it (it was imported), so there is no text side to use with it."
         )
-    encoder = load_encoder(name, **manifest.encoder.get("options", {}))
+    options = dict(manifest.encoder.get("options", {}))
+    options.pop("trust_remote_code", None)  # a store comes from anybody; permission to run code, from the user alone
+    encoder = load_encoder(name, **options)
     if encoder.space_id != manifest.space_id:
         raise InputError(
             f"The store's space is {manifest.space_id!r}, but the encoder {name!r} installed here makes {encoder.space_id!r}: "
@@ -124,10 +127,14 @@ def _factory(name: str) -> tuple[Any, Mapping[str, Any]]:
         raise InputError(f"There is no encoder {name!r}. Known: {known}; a class of your own is given as module:Class.")
     module, _, attribute = target.partition(":")
     try:
-        return getattr(import_module(module), attribute), defaults
+        found = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         if extra:
             raise InputError(f"The encoder {name!r} needs {error.name}: pip install 'lvmae[{extra}]'.") from None
         raise InputError(f"The encoder {name!r} cannot be imported: {error}.") from None
     except (ImportError, AttributeError) as error:
         raise InputError(f"The encoder {name!r} cannot be imported: {error}.") from None
+    # A name may come from somebody else's store: nothing is called that is not an encoder's class.
+    if target == name and not (isinstance(found, type) and hasattr(found, "encode_video")):
+        raise InputError(f"{name!r} is not a segment encoder: it is no class with a method encode_video.")
+    return found, defaults
