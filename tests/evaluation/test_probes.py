@@ -40,15 +40,25 @@ def _task(targets: np.ndarray, kind: str = "classification", splits: list[str] |
 def _as_written(probe: AttentiveProbe, cls: Tensor, tokens: Tensor) -> Tensor:
     """The whole block over one video: all queries, keys and values, torch's own attention; cls (D), tokens (L, D)."""
     dim = len(cls)
-    attention = nn.MultiheadAttention(dim, probe.heads, batch_first=True)
-    with torch.no_grad():
-        attention.in_proj_weight.copy_(torch.cat([probe.query.weight, probe.key.weight, probe.value.weight]))
-        attention.in_proj_bias.copy_(torch.cat([probe.query.bias, torch.randn(dim), probe.value.bias]))
-        attention.out_proj.weight.copy_(probe.out.weight)
-        attention.out_proj.bias.copy_(probe.out.bias)
     x = torch.cat([cls[None], tokens])[None]
     normed = probe.norm1(x)
-    x = x + attention(normed, normed, normed, need_weights=False)[0]
+    attended, _ = F.multi_head_attention_forward(
+        *[normed.transpose(0, 1)] * 3,
+        dim,
+        probe.heads,
+        torch.cat([probe.query.weight, probe.key.weight, probe.value.weight]),
+        torch.cat(
+            [probe.query.bias, torch.randn(dim), probe.value.bias]
+        ),  # whatever a key's bias is, it changes nothing
+        None,
+        None,
+        False,
+        0.0,
+        probe.out.weight,
+        probe.out.bias,
+        need_weights=False,
+    )
+    x = x + attended.transpose(0, 1)
     x = x + probe.mlp(probe.norm2(x))
     return probe.head(probe.norm(x))[0, 0]
 
@@ -64,10 +74,17 @@ def test_the_attentive_probe_is_the_block_as_written(name: str) -> None:
     assert probe.heads == 2
     tokens, mask, cls = features.batch([0, 1, 2], CPU)
     found = probe(tokens, mask, cls)
+    written = []
     for row, length in enumerate([5, 1, 9]):
         own = probe.cls if cls is None else cls[row]
         assert own is not None
-        torch.testing.assert_close(found[row], _as_written(probe, own, tokens[row, :length]), atol=2e-5, rtol=1e-4)
+        written.append(_as_written(probe, own, tokens[row, :length]))
+    expected = torch.stack(written)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
+    asked = torch.randn(found.shape, generator=generator)
+    gradients = (torch.autograd.grad(y, list(probe.parameters()), asked) for y in (found, expected))
+    for (parameter, _), own, full in zip(probe.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(own, full, atol=1e-5 * float(full.abs().max()), rtol=1e-5, msg=parameter)
 
 
 def test_padding_and_company_change_nothing() -> None:
