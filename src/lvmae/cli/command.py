@@ -38,7 +38,8 @@ def tell_failures(store: str, most: int = 20) -> int:
     failures = EmbeddingStore(store).failures
     for failure in failures[:most]:
         what = f"kept {failure.kept:.1f} s of" if failure.kept else "failed:"
-        print(f"  {what} {failure.path}: {failure.reason}")
+        path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in failure.path)  # a name may hold line breaks
+        print(f"  {what} {path}: {failure.reason}")
     if len(failures) > most:
         print(f"  and {len(failures) - most} more; `lvmae inspect {store} --json` lists all")
     return 1

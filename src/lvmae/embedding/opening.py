@@ -27,6 +27,7 @@ from lvmae.errors import WorkError
 
 # Demuxers that make pictures of text, and those that follow what a file says to other files.
 _NO_VIDEO_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf", "image2", "hls", "concat", "dash", "sdp"})
+_MOST_PIXELS = 1 << 26  # of a picture: 8K has half of that; a header that claims more would take gigabytes
 _BLOCK_BYTES = 4 << 20
 _BLOCKS = 8
 _BUFFER_BYTES = 256 << 10  # what FFmpeg asks of a URL's file at once
@@ -85,17 +86,28 @@ class opened:
     def _open_local(self) -> InputContainer:
         path = Path(os.fspath(self.path).removeprefix("file://"))
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise VideoError("it is a folder, not a file")
         if not stat.S_ISREG(status.st_mode):
-            raise VideoError("not a regular file")
+            raise VideoError("it is a pipe or a device, not a file")
         if status.st_size == 0:
             raise VideoError("the file is empty")
         # "file:" because a name may look like another protocol's address; nothing in a file may lead to other places.
-        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        return av.open(
+            f"file:{path}",
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file", "max_pixels": str(_MOST_PIXELS)},
+        )
 
     def _open_url(self, url: str) -> InputContainer:
         self.remote = _Remote(url)
         return av.open(
-            self.remote, "r", metadata_errors="replace", buffer_size=_BUFFER_BYTES, io_open=_refuse, options={}
+            self.remote,
+            "r",
+            metadata_errors="replace",
+            buffer_size=_BUFFER_BYTES,
+            io_open=_refuse,
+            options={"max_pixels": str(_MOST_PIXELS)},
         )
 
     def _close_remote(self) -> None:
@@ -180,7 +192,8 @@ class _Remote:
 def _video_stream(container: InputContainer) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
-        holds = ", ".join(sorted({s.type for s in container.streams}))
+        kinds = {"a cover picture" if s.type == "video" else str(s.type) for s in container.streams}
+        holds = " and ".join(sorted(kinds))
         raise VideoError(f"it holds no video, only {holds}" if holds else "it holds nothing that can be played")
     stream = streams[0]
     try:
@@ -189,6 +202,11 @@ def _video_stream(container: InputContainer) -> VideoStream:
         context = None
     if context is None:
         raise VideoError("its video codec is unknown")
+    if context.width * context.height > _MOST_PIXELS:
+        raise VideoError(
+            f"its pictures are said to be {context.width} x {context.height}, which is too large to decode"
+        )
+    context.options = {"max_pixels": str(_MOST_PIXELS)}
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all
@@ -264,4 +282,6 @@ def every_frame(container: InputContainer, stream: VideoStream) -> Iterator[Vide
             if damaged > 100 and damaged > packets / 2:
                 raise VideoError(f"too damaged: {damaged} of {packets} packets cannot be decoded") from None
         except (av.error.FFmpegError, OSError) as error:
+            if getattr(error, "errno", None) == errno.EINVAL:
+                raise VideoError("its pictures are damaged, or too large to decode") from None
             raise VideoError(f"reading failed: {getattr(error, 'strerror', None) or error}") from None
