@@ -210,3 +210,31 @@ def test_sets_of_classes_are_learnt() -> None:
     task = _task(targets, "multilabel")
     fitted = fit("linear", features, task, 0, replace(SHORT, linear_lr=0.05))
     assert (F.sigmoid(torch.tensor(fitted.outputs)).numpy() > 0.5).tolist() == targets[task.split(0)["test"]].tolist()
+
+
+def test_standardized_features_of_any_scale_are_the_same_features() -> None:
+    """The paper's rate moves a weight by 1e-4 a step, so that what a linear probe reaches depends on the features' length."""
+    features = _features([1] * 200, 24)
+    generator = torch.Generator().manual_seed(1)
+    targets = (features.mean[:, 0] + features.mean[:, 1] > 0).numpy().astype(np.int64)
+    task = _task(targets)
+    scale, shift = 0.01 + torch.rand(24, generator=generator), torch.randn(24, generator=generator)
+    moved = replace(features, mean=features.mean * scale + shift)
+    same = [fit("linear-standardized", f, task, 0, SHORT).outputs for f in (features, moved)]
+    np.testing.assert_allclose(same[0], same[1], atol=1e-4)
+    plain = [fit("linear", f, task, 0, SHORT).outputs for f in (features, moved)]
+    assert np.abs(plain[0] - plain[1]).max() > 0.1
+    constant = replace(features, mean=torch.cat([features.mean[:, :23], torch.full((200, 1), 7.0)], dim=1))
+    assert np.isfinite(fit("linear-standardized", constant, task, 0, SHORT).outputs).all()
+
+
+def test_standardizing_looks_at_train_alone() -> None:
+    features = _features([1] * 50, 6)
+    task = _task(np.arange(50) % 2)
+    rows = task.split(0)
+    before = fit("linear-standardized", features, task, 0, SHORT).outputs
+    other = features.mean.clone()
+    other[torch.from_numpy(rows["test"][1:])] *= 100
+    after = fit("linear-standardized", replace(features, mean=other), task, 0, SHORT).outputs
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[1:] - after[1:]).max() > 1

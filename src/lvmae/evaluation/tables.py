@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from lvmae.evaluation.features import RAW
 from lvmae.evaluation.published import published_for, published_probe
 from lvmae.evaluation.settings import BASELINES
 
@@ -153,6 +154,11 @@ class ProbeTable(Rendered):
             f"{self.task}: {self.kind}{kinds}; videos: {counts}; split {self.split}; the epoch chosen on val.",
             f"Optimiser steps of a training: {', '.join(steps)}.",
         ]
+        if "linear-standardized" not in probes and any(r.features == RAW and r.probe == "linear" for r in self.rows):
+            notes.append(
+                "The paper's linear rate is low for raw embeddings, which are of length 1; a standardized linear probe "
+                "(--standardize) is fair to features of any scale."
+            )
         if self.label_fraction < 1:
             notes.append(f"Trained on {100 * self.label_fraction:g} % of the train labels, drawn by each seed.")
         if any(name in BASELINES for name in probes):
