@@ -69,7 +69,9 @@ def _figure(grid: Grid, groups: Sequence[Group], axis: str) -> Figure:
         panel.grid(alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=2 if max(map(len, names)) > 20 else 4, frameon=False
+        )
     return figure
 
 
@@ -90,7 +92,7 @@ def _lines(groups: Sequence[Group], axis: str) -> tuple[dict[str, list[Group]], 
 
 def _draw_raw(panel: Any, groups: Sequence[Group], axis: str, places: dict[Any, float]) -> None:
     """The raw embeddings: against the store's axis a line, else a level for each store."""
-    style: dict[str, Any] = {"color": "grey", "ls": "--", "lw": 1.2}
+    style: dict[str, Any] = {"color": "grey", "lw": 1.2}
     if axis == STORE and groups:
         panel.errorbar(
             [places[group.at[STORE]] for group in groups],
@@ -98,11 +100,13 @@ def _draw_raw(panel: Any, groups: Sequence[Group], axis: str, places: dict[Any, 
             [group.std for group in groups],
             label=RAW,
             capsize=3,
+            ls="--",
             **style,
         )
         return
-    for group in groups:
-        panel.axhline(group.mean, label=", ".join([RAW, *map(text_of, group.at.values())]), **style)
+    for number, group in enumerate(groups):
+        dashes = ("--", ":", "-.")[number % 3]
+        panel.axhline(group.mean, label=", ".join([RAW, *map(text_of, group.at.values())]), ls=dashes, **style)
 
 
 def _scale(grid: Grid, axis: str) -> tuple[str, dict[Any, float]]:

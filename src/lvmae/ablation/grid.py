@@ -39,12 +39,16 @@ class Cell:
     recipe: Recipe
 
     @property
-    def slug(self) -> str:
-        """A folder's name: readable, and another one for any other training. What only says how fast it runs is left out."""
+    def digest(self) -> str:
+        """Of the training: another store, recipe or setting gives another; settings that only say how fast it runs do not."""
         settings = {key: value for key, value in self.recipe.to_dict().items() if key not in FREE | {"name"}}
-        digest = hashlib.sha256(json.dumps([self.store.fingerprint, settings], sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps([self.store.fingerprint, settings], sort_keys=True).encode()).hexdigest()[:10]
+
+    def folder(self, cells: Path) -> Path:
+        """Its folder: the one that holds this training, whatever another grid called it, or else one with a readable name."""
         said = "_".join(f"{key}-{text_of(value)}" for key, value in self.at.items()) or "only"
-        return f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{digest}"
+        new = cells / f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{self.digest}"
+        return next(iter(sorted(cells.glob(f"*_{self.digest}"))), new)
 
     def __str__(self) -> str:
         return _said(self.at) or self.recipe.name

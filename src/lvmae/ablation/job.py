@@ -191,7 +191,7 @@ class _Job:
         return float(result["rows"][0]["pretrain_seconds"]) if result and result["status"] == DONE else None
 
     def _folder(self, cell: Cell) -> Path:
-        return self.out / "cells" / cell.slug
+        return cell.folder(self.out / "cells")
 
     def _result(self, path: Path) -> dict[str, Any] | None:
         try:

@@ -84,7 +84,7 @@ def groups(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
         *((LEARNT, at, probe) for at in places for probe in probes),
     ]:
         here = [row for row in rows if all(row.get(axis) == value for axis, value in at.items())]
-        same = [row for row in here if row["features"] == features and row["probe"] == probe]
+        same = [row for row in here if (row.get("features"), row.get("probe")) == (features, probe)]
         failed = sum(row["status"] == FAILED for row in here) if features == LEARNT else 0
         if same or failed:
             low, high = (_mean(row[end] for row in same) for end in ("low", "high"))

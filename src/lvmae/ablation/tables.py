@@ -63,7 +63,8 @@ def _cells(
 ) -> tuple[list[str], list[list[str]]]:
     axes = list(dict.fromkeys(axis for group in groups for axis in group.at))
     probes = _probes(groups)
-    header = ["features", *axes] if any(group.features == RAW for group in groups) or not axes else axes
+    header = ["features"] if any(group.features == RAW for group in groups) or not axes else []
+    header += map(escape, axes)
     best = {probe: _best([group for group in groups if group.probe == probe]) for probe in probes}
     rows = []
     for features, place in dict.fromkeys((group.features, tuple(group.at.items())) for group in groups):
@@ -77,7 +78,7 @@ def _cells(
         rows.append(row)
     unit = {group.probe: group.metric + ("" if group.metric == _LOWER_IS_BETTER else " %") for group in groups}
     for probe in probes:
-        header = [*header, escape(f"{probe}, {unit[probe]}"), "95 % interval" if escape is str else r"95 \% interval"]
+        header += [escape(f"{probe}, {unit[probe]}" if probe else "result"), escape("95 % interval")]
     return header, rows
 
 
@@ -103,10 +104,11 @@ def _probes(groups: Sequence[Group]) -> list[str]:
 
 def _note(groups: Sequence[Group]) -> str:
     counts = sorted({len(group.values) for group in groups if group.values})
-    runs = " or ".join(map(str, counts)) or "no"
+    if counts in ([], [1]):
+        return "One run each. The interval is over test videos."
     return (
-        f"Mean ± standard deviation over {runs} values each: every seed of pre-training with every seed of the probe. The "
-        "interval is over test videos."
+        f"Mean ± standard deviation over {' or '.join(map(str, counts))} values each: every seed of pre-training with every "
+        "seed of the probe. The interval is over test videos."
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,17 +99,24 @@ class Photographs:
     def __init__(self, dim: int = 128, *, crops: int = 96, noise: float = 0.8, seed: int = 0) -> None:
         from lvmae.demo.photographs import SUBJECTS
 
-        self.dim, self.subjects, self._noise = dim, len(SUBJECTS), noise
-        bank = self._encoded(list(SUBJECTS), crops, seed)  # (subjects, crops, 384)
-        known = bank[:, : crops // 2].reshape(-1, bank.shape[-1])
-        if dim > min(known.shape):
-            raise InputError(f"{len(known)} crops do not have {dim} components; ask for fewer, or for more crops")
+        self.dim, self.subjects = dim, len(SUBJECTS)
+        self._noise, self._crops, self._seed = noise, crops, seed
+
+    @cached_property
+    def _bank(self) -> dict[str, NDArray[Any]]:
+        """Of each split, (subjects, crops, dim)."""
+        from lvmae.demo.photographs import SUBJECTS
+
+        bank = self._encoded(list(SUBJECTS), self._crops, self._seed)  # (subjects, crops, 384)
+        known = bank[:, : self._crops // 2].reshape(-1, bank.shape[-1])
+        if self.dim > min(known.shape):
+            raise InputError(f"{len(known)} crops do not have {self.dim} components; ask for fewer, or for more crops")
         # Components of the training crops, about the origin: a rotation and a cut, which leave cosines almost alone.
-        axes = np.linalg.svd(known, full_matrices=False)[2][:dim]
+        axes = np.linalg.svd(known, full_matrices=False)[2][: self.dim]
         bank = l2_normalize(bank @ axes.T)
-        ends = [0, crops // 2, crops // 2 + crops // 8, crops]
-        self._bank = {split: bank[:, ends[i] : ends[i + 1]] for i, split in enumerate(SPLITS[:3])}
-        self._bank["unlabelled"] = self._bank["train"]
+        ends = [0, self._crops // 2, self._crops // 2 + self._crops // 8, self._crops]
+        held = {split: bank[:, ends[i] : ends[i + 1]] for i, split in enumerate(SPLITS[:3])}
+        return held | {"unlabelled": held["train"]}
 
     @staticmethod
     def _encoded(subjects: Sequence[str], crops: int, seed: int) -> NDArray[Any]:

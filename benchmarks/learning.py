@@ -1,0 +1,304 @@
+"""What pre-training is worth where pooling is worth nothing: procedures that differ only in how their steps are arranged.
+
+    python benchmarks/learning.py --out benchmarks/results/learning.json
+
+Three tasks (`lvmae.demo.procedures`): the order of six steps, the pattern of three steps that come twice each, and whether
+the last step is the first one again. A video's embeddings as a set are the same in every class, which is checked here
+again. LV-MAE is pre-trained on a pool of 3,000 videos without labels; then the same labels, 1 %, 10 % and all of 600 a
+task, go to linear and attentive probes on raw embeddings, on an untrained and on the trained LV-MAE, and to a
+Transformer and a Mamba trained end to end. 600 test videos a task. A seed draws the labels and the initial weights; the
+pre-training has seeds of its own. The epoch is chosen on 200 further videos, whatever the share of labels.
+
+Every cell is a file in --work: interrupted, the same command goes on. Prints JSON; draws FILE.png and FILE.svg beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: the models are too small to share
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from lvmae.demo.procedures import CLASSES, MadeUp, Photographs, Procedures, Source, make_procedures, video
+from lvmae.evaluation import ProbeSettings, probe
+from lvmae.pretraining import pretrain, read_metrics
+from lvmae.progress import progress
+from lvmae.representations import represent
+
+SOURCES: dict[str, Callable[[], Source]] = {"photographs": Photographs, "made-up": MadeUp}
+FRACTIONS = (0.01, 0.1, 1.0)
+UNTRAINED = "untrained"
+
+# Tuned on `made-up`, on its val videos and two seeds: see docs/learning.md.
+SETTINGS: dict[str, Any] = {
+    "layers": 3, "heads": 4, "decoder_width": 64, "decoder_layers": 1, "decoder_heads": 4, "max_segments": 64, "min_seconds": 50,
+    "mask": "random", "mask_ratio": 0.5, "batch_size": 32, "base_lr": 0.008, "epochs": 40, "warmup_epochs": 3, "val_fraction": 0.05,
+    "validate_every": 10, "checkpoint_minutes": 2,
+}  # fmt: skip
+# The weights that a run begins with, as a run like any other.
+STANDING_STILL = {"epochs": 1, "warmup_epochs": 0, "base_lr": 1e-12}
+# The end-to-end models make fewer steps than by default on the few labels, which they have learnt by heart long before.
+PROBING = ProbeSettings(baseline_min_steps=300)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training or one row of probes. `features` is "raw", "untrained" or the seed of a pre-training."""
+
+    source: str
+    features: str
+    family: str = ""
+    probes: tuple[str, ...] = ()
+    fraction: float = 1.0
+
+    @property
+    def name(self) -> str:
+        if not self.family:
+            return f"{self.source}_{self.features}"
+        return "_".join([self.source, self.features, self.family, *self.probes, f"{self.fraction:g}"])
+
+
+def cells(sources: list[str], pretrainings: int) -> list[tuple[Cell, str | None]]:
+    """All cells in the order they are to run, what says most first, each with the name of the one it waits for."""
+    frozen = ("linear", "linear-standardized", "attentive")
+
+    def probed(source: str, features: str, *probes: str, after: str | None = None) -> list[tuple[Cell, str | None]]:
+        return [(Cell(source, features, family, probes, f), after) for family in CLASSES for f in FRACTIONS]
+
+    def learnt(source: str, features: str) -> list[tuple[Cell, str | None]]:
+        return [(Cell(source, features), None), *probed(source, features, *frozen, after=f"{source}_{features}")]
+
+    listed: list[tuple[Cell, str | None]] = []
+    for source in sources:
+        listed += [*learnt(source, "seed-0"), *learnt(source, UNTRAINED), *probed(source, "raw", "transformer")]
+        listed += probed(source, "raw", "linear", "attentive")
+    for source in sources:
+        listed += [cell for seed in range(1, pretrainings) for cell in learnt(source, f"seed-{seed}")]
+        listed += probed(source, "raw", "mamba")
+    return listed
+
+
+def run(cell: Cell, work: Path, seeds: int) -> dict[str, Any]:
+    """One cell, from its beginning or from where it was stopped; its result as it is written to its file."""
+    corpus = Procedures(work / cell.source)
+    reps = work / "reps" / f"{cell.source}_{cell.features}"
+    began = time.monotonic()
+    if not cell.family:
+        still = cell.features == UNTRAINED
+        changed = SETTINGS | (STANDING_STILL if still else {"seed": int(cell.features.removeprefix("seed-"))})
+        trained = pretrain(corpus.pool, work / "runs" / reps.name, recipe="tiny", settings=changed)
+        represent(trained, corpus.videos, reps)
+        last = read_metrics(trained)[-1]
+        found = {key: last.get(key) for key in ("step", "val_cosine", "interpolation_cosine", "mean_cosine")}
+    else:
+        table = probe(
+            corpus.videos if cell.features == "raw" else reps,
+            corpus.labels(cell.family),
+            probes=cell.probes,
+            seeds=seeds,
+            label_fraction=cell.fraction,
+            settings=PROBING,
+        )
+        said = table.to_dict()
+        found = {"rows": said["rows"], "counts": said["counts"], "chance": said["chance"]}
+    result = {**asdict(cell), **found, "seconds": round(time.monotonic() - began, 1)}
+    path = work / "cells" / f"{cell.name}.json"
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(result))
+    beside.replace(path)
+    return result
+
+
+def run_all(listed: list[tuple[Cell, str | None]], work: Path, *, seeds: int, workers: int, minutes: float) -> None:
+    """Every cell that has no file yet, `workers` at a time; none is begun after `minutes`."""
+    (work / "cells").mkdir(parents=True, exist_ok=True)
+    done = {path.stem for path in (work / "cells").glob("*.json")}
+    todo = [(cell, after) for cell, after in listed if cell.name not in done]
+    ends = time.monotonic() + 60 * minutes
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        progress(desc="learning", unit="cells", total=len(listed), initial=len(listed) - len(todo)) as bar,
+    ):
+        running: dict[Future[dict[str, Any]], str] = {}
+        while todo or running:
+            ready = [(cell, after) for cell, after in todo if after is None or after in done]
+            for cell, after in ready[: workers - len(running)] if time.monotonic() < ends else []:
+                todo.remove((cell, after))
+                running[pool.submit(run, cell, work, seeds)] = cell.name
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                done.add(running.pop(future))
+                bar.update(1)
+
+
+def check_sets(source: Source, videos: int = 24) -> None:
+    """Raises where two classes of one draw differ in more than the order of their rows, or not even in that."""
+    for family, classes in CLASSES.items():
+        for number in range(videos):
+            arranged = [video(source, family, label, number=number, split="test") for label in classes]
+            as_sets = {tuple(sorted(row.tobytes() for row in rows)) for rows in arranged}
+            if len(as_sets) > 1 or len({rows.tobytes() for rows in arranged}) < 2:
+                raise AssertionError(f"{family} {number}: the classes are not arrangements of one set")
+
+
+def gathered(work: Path, listed: list[tuple[Cell, str | None]]) -> Iterator[dict[str, Any]]:
+    """A row for each source, task, share of labels, features and probe, over all pre-trainings that are done."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell, _ in listed:
+        path = work / "cells" / f"{cell.name}.json"
+        if not cell.family or not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        features = "LV-MAE" if cell.features.startswith("seed-") else cell.features
+        for row in result["rows"]:
+            features = "end to end" if row["probe"] in ("transformer", "mamba") else features
+            found.setdefault((cell.source, cell.family, cell.fraction, features, row["probe"]), []).append(row)
+    for (source, family, fraction, features, name), rows in found.items():
+        values = [value for row in rows for value in row["values"]]
+        yield {
+            "source": source,
+            "task": family,
+            "labels": fraction,
+            "features": features,
+            "probe": name,
+            "mean": round(float(np.mean(values)), 2),
+            "std": round(float(np.std(values, ddof=1)), 2),
+            "interval": [round(float(np.mean([row["interval"][end] for row in rows])), 2) for end in (0, 1)],
+            "pretrainings": len(rows) if features == "LV-MAE" else 0,
+            "values": [round(value, 2) for value in values],
+            "steps": rows[0]["steps"],
+        }
+
+
+def pretrainings(work: Path, listed: list[tuple[Cell, str | None]]) -> list[dict[str, Any]]:
+    """What is known of every pre-training that is done."""
+    paths = [work / "cells" / f"{cell.name}.json" for cell, _ in listed if not cell.family]
+    told = [json.loads(path.read_text()) for path in paths if path.exists()]
+    keys = ("source", "features", "step", "val_cosine", "interpolation_cosine", "mean_cosine", "seconds")
+    return [{key: one[key] for key in keys} for one in told]
+
+
+METHODS = {
+    ("raw", "linear"): ("raw, linear", {"color": "0.6", "ls": ":", "marker": "."}),
+    ("raw", "attentive"): ("raw, attentive", {"color": "0.6", "ls": "--", "marker": "x"}),
+    ("end to end", "transformer"): ("Transformer, end to end", {"color": "tab:green", "marker": "^"}),
+    ("end to end", "mamba"): ("Mamba, end to end", {"color": "tab:olive", "marker": "v"}),
+    (UNTRAINED, "attentive"): ("LV-MAE untrained, attentive", {"color": "tab:orange", "ls": "--", "marker": "x"}),
+    ("LV-MAE", "linear"): ("LV-MAE, linear", {"color": "tab:blue", "ls": ":", "marker": "."}),
+    ("LV-MAE", "linear-standardized"): (
+        "LV-MAE, linear, standardized",
+        {"color": "tab:blue", "ls": "--", "marker": "s"},
+    ),
+    ("LV-MAE", "attentive"): ("LV-MAE, attentive", {"color": "tab:blue", "marker": "o"}),
+}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against the share of labels: a panel a task, a row of them a source."""
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    figure = Figure(figsize=(11, 3.2 * len(sources) + 0.9), layout="constrained")
+    grid = figure.subplots(len(sources), len(CLASSES), squeeze=False, sharex=True)
+    for panels, source in zip(grid, sources, strict=True):
+        for panel, (family, classes) in zip(panels, CLASSES.items(), strict=True):
+            panel.axhline(100 / len(classes), color="black", lw=0.8, label="chance")
+            for number, (key, (said, style)) in enumerate(METHODS.items()):
+                line = [
+                    r for r in rows if (r["source"], r["task"], r["features"], r["probe"]) == (source, family, *key)
+                ]
+                if line:
+                    at = [100 * r["labels"] * 1.04 ** (number - len(METHODS) / 2) for r in line]
+                    spread = [r["std"] for r in line]
+                    panel.errorbar(at, [r["mean"] for r in line], spread, label=said, capsize=2, lw=1.3, ms=5, **style)
+            panel.set(xscale="log", title=f"{family} ({source})", ylim=(0, 104))
+            panel.set_xticks([100 * f for f in FRACTIONS], [f"{100 * f:g} %" for f in FRACTIONS])
+            panel.grid(alpha=0.25)
+        panels[0].set_ylabel("accuracy, %")
+    for panel in grid[-1]:
+        panel.set_xlabel("labels of 600")
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a source and method, a column a task and share of labels."""
+    columns = [(family, fraction) for family in CLASSES for fraction in FRACTIONS]
+    lines = [
+        "| embeddings | method | "
+        + " | ".join(f"{family} {100 * fraction:g} %" for family, fraction in columns)
+        + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    by = {(r["source"], r["features"], r["probe"], r["task"], r["labels"]): r for r in rows}
+    methods = dict.fromkeys((r["source"], r["features"], r["probe"]) for r in rows)
+    for method in sorted(
+        methods, key=lambda m: (list(SOURCES).index(m[0]), ["raw", "end to end", UNTRAINED, "LV-MAE"].index(m[1]))
+    ):
+        found = [by.get((*method, *column)) for column in columns]
+        figures = [f"{r['mean']:.1f} ± {r['std']:.1f}" if r else "" for r in found]
+        lines.append(f"| {method[0]} | {method[1]}, {method[2]} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the benchmark, or what is left of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON; the figures and the table lie beside it")
+    parser.add_argument("--work", type=Path, default=Path("learning"), help="where cells, runs and stores are kept")
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
+    parser.add_argument("--seeds", type=int, default=5, help="of labels and initial weights")
+    parser.add_argument("--pretrainings", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that; 0 only gathers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    listed = cells(arguments.sources, arguments.pretrainings)
+    began = time.monotonic()
+    if arguments.minutes > 0:
+        for name in arguments.sources:
+            source = SOURCES[name]()
+            if not (arguments.work / name / "agreement.csv").exists():  # written last
+                check_sets(source)
+            make_procedures(arguments.work / name, source)
+        run_all(listed, arguments.work, seeds=arguments.seeds, workers=arguments.workers, minutes=arguments.minutes)
+    rows = list(gathered(arguments.work, listed))
+    result = {
+        "benchmark": "learning",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
+        "command": "python benchmarks/learning.py " + " ".join(sys.argv[1:]),
+        "seeds": arguments.seeds,
+        "settings": SETTINGS,
+        "probing": {key: value for key, value in asdict(PROBING).items() if key != "device"},
+        "cells": len(listed),
+        "cells_done": sum((arguments.work / "cells" / f"{cell.name}.json").exists() for cell, _ in listed),
+        "seconds": round(time.monotonic() - began, 1),
+        "pretrainings": pretrainings(arguments.work, listed),
+        "rows": rows,
+    }
+    print(json.dumps(result, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.with_suffix(".md").write_text(table(rows) + "\n")
+        draw(rows, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
