@@ -47,6 +47,7 @@ def write_film(
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height = first.shape[1], first.shape[0]
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # encoders with many threads starve each other on a busy machine
         stream.time_base = stream.codec_context.time_base = TICKS
         if rotation:
             stream.set_display_rotation(rotation)

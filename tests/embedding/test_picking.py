@@ -88,11 +88,11 @@ class Watch:
         monkeypatch.setattr(picking, "_everything", gave_up)
 
 
-def check(path: Path, frames: np.ndarray, starts: Any, ends: Any, num_frames: int) -> None:
+def check(path: Path, frames: np.ndarray, starts: Any, ends: Any, num_frames: int, threads: int = 1) -> None:
     starts, ends = np.asarray(starts, float), np.asarray(ends, float)
     times = starts[:, None] + (np.arange(num_frames) + 0.5) / num_frames * (ends - starts)[:, None]
     want = frames[((times + 5e-7) * RATE).astype(int)]
-    got = np.stack(list(decode_segments(path, starts, ends, num_frames=num_frames, image_size=24)))
+    got = np.stack(list(decode_segments(path, starts, ends, num_frames=num_frames, image_size=24, threads=threads)))
     np.testing.assert_array_equal(got, want)
 
 
@@ -102,6 +102,7 @@ def test_any_part_of_a_file_is_as_in_the_whole(
     _, path, frames = kind
     watch = Watch(monkeypatch)
     check(path, frames, np.arange(0, 60, 5), np.arange(5, 65, 5), 8)
+    check(path, frames, np.arange(0, 60, 5), np.arange(5, 65, 5), 8, threads=3)
     assert watch.full == watch.seeks == 0
     for first in (15, 30, 35):  # the parts that several workers would take
         check(path, frames, np.arange(first, 60, 5), np.arange(first + 5, 65, 5), 2)

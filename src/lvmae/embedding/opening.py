@@ -53,8 +53,9 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 class opened:
     """A context: (container, stream) of a file's first real video stream. Every way this fails is a VideoError."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = path
+        self.threads = threads
         self.remote: _Remote | None = None
 
     def __enter__(self) -> tuple[InputContainer, VideoStream]:
@@ -77,7 +78,7 @@ class opened:
         try:
             if self.container.format.name in _NO_VIDEO_FORMATS or self.container.format.name.endswith("_pipe"):
                 raise VideoError("not a video")
-            return self.container, _video_stream(self.container)
+            return self.container, _video_stream(self.container, self.threads)
         except BaseException:
             self.container.close()
             self._close_remote()
@@ -189,7 +190,7 @@ class _Remote:
             self.file.close()
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def _video_stream(container: InputContainer, threads: int) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         kinds = {"a cover picture" if s.type == "video" else str(s.type) for s in container.streams}
@@ -210,8 +211,9 @@ def _video_stream(container: InputContainer) -> VideoStream:
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all
-    # One process a core is faster, and `skip_frame` is then seen by the packet it is meant for.
-    stream.thread_type = "NONE"
+    # With several, each decodes a frame of its own; FFmpeg hands `skip_frame` to the one that gets the packet it was set for.
+    stream.thread_type = "FRAME" if threads > 1 else "NONE"
+    context.thread_count = threads
     return stream
 
 

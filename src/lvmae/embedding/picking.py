@@ -48,7 +48,7 @@ class _CannotSkip(Exception):
 
 
 def pick(
-    path: str | os.PathLike[str], times: np.ndarray, *, end: float, skip: bool = True
+    path: str | os.PathLike[str], times: np.ndarray, *, end: float, skip: bool = True, threads: int = 1
 ) -> Iterator[tuple[VideoFrame, VideoStream]]:
     """Yields for each of `times` (N,) seconds, which ascend, its frame and the stream it is of. A frame wanted twice is one object.
 
@@ -57,7 +57,7 @@ def pick(
     done = 0
     seeks = reads = skip
     while True:
-        with opened(path) as (container, stream):
+        with opened(path, threads) as (container, stream):
             assert stream.time_base is not None
             # Half a microsecond of room, so that a time computed to lie on a frame's own stamp finds that frame.
             ticks = np.floor((times + origin_of(container, stream) + 5e-7) / float(stream.time_base)).astype(np.int64)

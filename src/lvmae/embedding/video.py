@@ -85,12 +85,14 @@ def decode_segments(
     interpolation: str = "bicubic",
     framing: str = "crop",
     skip: bool = True,
+    threads: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yields for each segment [start, end) its `num_frames` evenly spaced frames, uint8 RGB (T, H, W, 3), H = W = image_size.
 
     Sample k of T lies at start + (k + 0.5) / T * (end - start). The short side is resized to `image_size` by FFmpeg's scaler and
     the long one cropped at its centre; with framing "stretch" both are resized, whatever their aspect. Starts ascend.
-    `skip=False` decodes every frame, with the same result.
+    `skip=False` decodes every frame, and `threads` decode several at once, with the same result; a process a core with one thread
+    each does more work in all, several threads are for one process that has to be fast.
     Raises VideoError if the file ends before its segments do, or cannot be read further. The segments yielded before are good, and
     the error's `decoded_until` is the end of the last of them.
     """
@@ -100,7 +102,7 @@ def decode_segments(
     missing: dict[int, int] = {}
     owed = 0
     try:
-        for segment, k, picture in _pictures(path, times, convert, end=end, skip=skip):
+        for segment, k, picture in _pictures(path, times, convert, end=end, skip=skip, threads=threads):
             frames = waiting.setdefault(segment, np.empty((num_frames, image_size, image_size, 3), np.uint8))
             frames[k] = picture
             missing[segment] = missing.get(segment, num_frames) - 1
@@ -128,7 +130,7 @@ def segment_jpegs(
     times, end = _sample_times(starts, ends, num_frames)
     waiting: dict[int, list[bytes]] = {}
     owed = 0
-    for segment, _, picture in _pictures(path, times, _Whole(height), end=end, skip=True):
+    for segment, _, picture in _pictures(path, times, _Whole(height), end=end):
         waiting.setdefault(segment, []).append(_jpeg(picture))
         while len(waiting.get(owed, ())) == num_frames:
             yield waiting.pop(owed)
@@ -140,7 +142,7 @@ def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int
     order = np.argsort(np.asarray(times, np.float64), kind="stable")
     wanted = np.asarray(times, np.float64)[order][:, None]
     pictures: list[bytes] = [b""] * len(order)
-    for i, _, picture in _pictures(path, wanted, _Whole(height), end=0.0, skip=True):
+    for i, _, picture in _pictures(path, wanted, _Whole(height), end=0.0):
         pictures[order[i]] = _jpeg(picture)
     return pictures
 
@@ -187,14 +189,20 @@ def _sample_times(
 
 
 def _pictures(
-    path: str | os.PathLike[str], times: np.ndarray, convert: _Converter, *, end: float, skip: bool
+    path: str | os.PathLike[str],
+    times: np.ndarray,
+    convert: _Converter,
+    *,
+    end: float,
+    skip: bool = True,
+    threads: int = 1,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yields (row, column, picture) for every entry of times (L, T), sorted by time; a frame wanted twice is converted once."""
     flat = times.ravel()
     order = np.argsort(flat, kind="stable")
     last: VideoFrame | None = None
     picture: np.ndarray | None = None
-    for place, (frame, stream) in zip(order, pick(path, flat[order], end=end, skip=skip), strict=True):
+    for place, (frame, stream) in zip(order, pick(path, flat[order], end=end, skip=skip, threads=threads), strict=True):
         if frame is not last:
             last, picture = frame, convert(frame, stream.sample_aspect_ratio)
         assert picture is not None
