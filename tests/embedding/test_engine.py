@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -187,7 +188,14 @@ except KeyboardInterrupt as stop:
 def _start(folder: Path, out: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     command = [sys.executable, "-c", SCRIPT, str(folder), str(out), str(out.with_suffix(".log"))]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _wait(job: subprocess.Popen[str], until: Callable[[], bool]) -> None:
@@ -198,39 +206,61 @@ def _wait(job: subprocess.Popen[str], until: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "store", tmp_path / "store.log"
-    kept: dict[Path, bytes] = {}
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small version of benchmarks/crashes.py."""
+    monkeypatch.syspath_prepend(HERE.parents[1] / "benchmarks")
+    found = importlib.import_module("crashes").crashes(3, tmp_path, seed=2)
+    assert found["kills"] == 3
+    assert found["last_exit_code"] == 0
+    assert found["equal_to_an_undisturbed_store"]
+    assert (
+        found["encoded"] == found["segments"] + found["lost_in_flight"]
+    )  # so nothing that was committed is done again
+    assert found["encoded_though_committed_before"] == found["committed_shards_changed"] == found["orphans"] == 0
 
-    def shards() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in (out / "data").glob("part-*.parquet")}
 
-    for until in (log.exists, shards):  # in its first batch, and after its first commit
-        job = _start(folder, out)
-        _wait(job, lambda until=until: bool(until()))
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-        kept = shards()
-        time.sleep(0.5)  # its workers notice that no one listens, and go
-    assert 1 <= len(EmbeddingStore.open(out)) < 6
-    job = _start(folder, out)
+def test_a_second_job_on_the_same_store_is_refused(folder: Path, tmp_path: Path) -> None:
+    job = _start(folder, tmp_path / "store")
+    _wait(job, (tmp_path / "store.log").exists)
+    with pytest.raises(InputError, match="another process is writing to"):
+        embed(folder, tmp_path / "store", encoder_options={"trouble": f"log={tmp_path / 'store.log'}"})
     assert job.wait(timeout=120) == 0
-    assert kept.items() <= shards().items()  # what was committed is as it was
-    embed(folder, tmp_path / "whole", encoder_options={"trouble": f"log={log}"})
-    assert contents(out) == contents(tmp_path / "whole")
+    assert len(EmbeddingStore.open(tmp_path / "store")) == 6
 
 
-def test_interrupted_it_keeps_what_is_finished_and_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+def test_interrupted_it_finishes_what_is_in_hand_and_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "store.log"
     job = _start(folder, tmp_path / "store")
-    _wait(job, lambda: log.exists() and log.stat().st_size >= 13)  # the longest video has 6 segments
+    _wait(
+        job, lambda: log.exists() and log.stat().st_size >= 3
+    )  # the two longest videos, of 6 and 5 segments, are in hand
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does
-    said, _ = job.communicate(timeout=60)
+    said, warned = job.communicate(timeout=60)
     assert job.returncode == 130
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert {"4", "sub/5"} <= set(store.ids) < {"0", "2", "4", "sub/1", "sub/3", "sub/5"}
+    assert log.stat().st_size == store.lengths.sum()  # nothing was begun and not finished
+    assert "Finishing what is in hand; Ctrl-C once more stops at once." in warned
+    assert f"Stopped. {len(store)} of 6 videos are in" in said
+    assert "the same command goes on" in said
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])
+def test_stopped_at_once_it_keeps_what_is_finished(
+    folder: Path, tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
+    log = tmp_path / "store.log"
+    job = _start(folder, tmp_path / "store")
+    _wait(job, lambda: log.exists() and log.stat().st_size >= 13)  # so that the longest one is finished
+    began = time.monotonic()
+    for number in numbers:
+        os.kill(job.pid, number)
+        time.sleep(0.05)
+    job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert time.monotonic() - began < 5
     stored = len(EmbeddingStore.open(tmp_path / "store"))
     assert 1 <= stored < 6
-    assert f"Stopped. {stored} of 6 videos are in" in said
-    assert "the same command goes on" in said
 
 
 def test_wrong_requests(folder: Path, plain: Path, tmp_path: Path) -> None:
