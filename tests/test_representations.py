@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
@@ -63,6 +64,21 @@ def test_packed_batches_equal_one_video_at_a_time(run: Path, store: EmbeddingSto
         np.testing.assert_array_equal(after.starts, before.starts)
         np.testing.assert_array_equal(after.ends, before.ends)
         assert (after.source, after.duration) == (before.source, before.duration)
+
+
+def test_the_parquet_is_read_without_this_library(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    """A row a video: [CLS], mean, and each segment's features beside its start and end in seconds."""
+    reps = represent(run, store, tmp_path / "reps")
+    rows = pq.read_table(tmp_path / "reps" / "data").to_pylist()
+    assert [row["id"] for row in rows] == store.ids
+    for place, row in enumerate(rows):
+        assert row["starts"] == [5.0 * number for number in range(LENGTHS[place])]
+        assert row["ends"] == [5.0 * number + 5 for number in range(LENGTHS[place])]
+        np.testing.assert_array_equal(np.array(row["cls"], np.float32), reps.cls_features[place])
+        np.testing.assert_array_equal(np.array(row["mean"], np.float32), reps.mean_features[place])
+        features = np.array(row["embeddings"], np.float32)
+        assert features.shape == (LENGTHS[place], D)
+        np.testing.assert_allclose(features.mean(axis=0), row["mean"], atol=2e-3)  # features are in half precision
 
 
 def test_the_manifest_says_what_they_were_made_from(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:

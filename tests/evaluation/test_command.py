@@ -289,10 +289,10 @@ def test_a_share_of_labels_and_baselines(own: Path, tmp_path: Path) -> None:
 def test_forms(own: Path, tmp_path: Path) -> None:
     asked = [own / "reps", "--labels", own / "labels.csv", "--probe", "linear", "--seeds", 1]
     _, markdown, _ = _probe(*asked, "--format", "markdown", "--out", tmp_path / "t.tex")
-    assert "| LV-MAE | linear | 100.0 | ± 0.0 | 100.0 to 100.0 |" in markdown.splitlines()
+    assert "| LV-MAE | linear | 100.0 |  | 100.0 to 100.0 |" in markdown.splitlines()
     _, latex, _ = _probe(*asked, "--format", "latex", "--out", tmp_path / "t.txt")
-    assert r"LV-MAE & linear & 100.0 & $\pm$ 0.0 & 100.0 to 100.0 \\" in latex.splitlines()
-    assert r"features & probe & accuracy \% & $\pm$ std, 1 seeds & 95 \% interval \\" in latex.splitlines()
+    assert r"LV-MAE & linear & 100.0 &  & 100.0 to 100.0 \\" in latex.splitlines()
+    assert r"features & probe & accuracy \% & $\pm$ std & 95 \% interval \\" in latex.splitlines()
     assert (tmp_path / "t.tex").read_text() == latex
     _, printed, _ = _probe(*asked, "--format", "json", "--out", tmp_path / "t.md")
     assert json.loads(printed)["rows"][0]["mean"] == 100.0

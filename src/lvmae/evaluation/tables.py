@@ -125,13 +125,19 @@ class ProbeTable(Rendered):
     def cells(self, *, compare: bool = False) -> tuple[list[str], list[list[str]]]:
         """Header and rows as text; behind the probes chance, and then what is published."""
         unit = "" if self.kind == "regression" else " %"
-        header = ["features", "probe", self.metric + unit, f"± std, {self.seeds} seeds", "95 % interval"]
+        header = [
+            "features",
+            "probe",
+            self.metric + unit,
+            f"± std, {self.seeds} seeds" if self.seeds > 1 else "± std",
+            "95 % interval",
+        ]
         rows = [
             [
                 r.features,
                 r.probe,
                 self._figure(r.mean),
-                f"± {self._figure(r.std)}",
+                f"± {self._figure(r.std)}" if self.seeds > 1 else "",  # of one seed there is none
                 " to ".join(map(self._figure, r.interval)),
             ]
             for r in self.rows
