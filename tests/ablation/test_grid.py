@@ -100,7 +100,9 @@ def test_a_plan_is_read_and_its_paths_are_its_own(tmp_path: Path) -> None:
         ("recipes = 1", "unknown key 'recipes'"),
         ("[grid]\nmask = 'random'", "has to be a list"),
         ("grid = 3", "has to be a table"),
-        ("labels = 3", "where a path belongs"),
+        ("labels = 3", "has to be a path"),
+        ('seeds = "5"', "has to be a number"),
+        ("[stores]\na = 3", "where a path belongs"),
         ("recipe = ", "cannot be read as TOML"),
     ],
 )

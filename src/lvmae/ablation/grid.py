@@ -26,7 +26,18 @@ from lvmae.recipes import FREE, Recipe
 from lvmae.store import EMBEDDINGS, EmbeddingStore
 
 RECIPE, STORE, SEED = "recipe", "store", "seed"
-_PLAN_KEYS = ("annotations", "grid", "labels", "probes", "raw", "recipe", "seeds", "settings", "stores", "task")
+_PLAN: dict[str, tuple[type, str]] = {
+    "annotations": (str, "a path"),
+    "grid": (dict, "a table: [grid] and a line for each axis"),
+    "labels": (str, "a path"),
+    "probes": (list, "a list of names"),
+    "raw": (bool, "true or false"),
+    "recipe": (str, "a name"),
+    "seeds": (int, "a number"),
+    "settings": (dict, "a table: [settings] and a line for each setting"),
+    "stores": (dict, "a table: [stores] and a line for each store"),
+    "task": (str, "a name"),
+}
 _SLUG_LENGTH = 80
 
 
@@ -163,18 +174,17 @@ def read_plan(path: str | Path) -> dict[str, Any]:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"the plan {path} cannot be read as TOML: {error}") from None
-    unknown = sorted(set(plan) - set(_PLAN_KEYS))
-    if unknown:
-        raise InputError(f"the plan {path} has the unknown key '{unknown[0]}'; known are {', '.join(_PLAN_KEYS)}")
-    for key in ("grid", "settings", "stores"):
-        if not isinstance(plan.get(key, {}), dict):
-            raise InputError(f"'{key}' in the plan {path} has to be a table: [{key}] and a line for each of its keys")
+    for key, value in plan.items():
+        if key not in _PLAN:
+            raise InputError(f"the plan {path} has the unknown key '{key}'; known are {', '.join(_PLAN)}")
+        kind, said = _PLAN[key]
+        if type(value) is not kind:
+            raise InputError(f"'{key}' in the plan {path} has to be {said}")
     for key, values in plan.get("grid", {}).items():
         if not isinstance(values, list):
             raise InputError(f"'{key}' in [grid] of {path} has to be a list of values, such as [0.3, 0.5]")
-    for key in ("annotations", "labels"):
-        if key in plan:
-            plan[key] = _from(path, plan[key])
+    for key in plan.keys() & {"annotations", "labels"}:
+        plan[key] = _from(path, plan[key])
     if "stores" in plan:
         plan["stores"] = {name: _from(path, store) for name, store in plan["stores"].items()}
     return plan

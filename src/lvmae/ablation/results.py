@@ -83,7 +83,7 @@ def groups(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
         *((RAW, at, probe) for at in raw for probe in probes),
         *((LEARNT, at, probe) for at in places for probe in probes),
     ]:
-        here = [row for row in rows if all(row.get(axis) == value for axis, value in at.items())]
+        here = [row for row in rows if all(row.get(axis) == _as_in_a_row(value) for axis, value in at.items())]
         same = [row for row in here if (row.get("features"), row.get("probe")) == (features, probe)]
         failed = sum(row["status"] == FAILED for row in here) if features == LEARNT else 0
         if same or failed:
@@ -91,6 +91,10 @@ def groups(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
             values = tuple(value for row in same for value in row["values"])
             found.append(Group(at, features, probe, metric, values, low, high, failed))
     return found
+
+
+def _as_in_a_row(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _mean(values: typing.Iterable[float]) -> float:

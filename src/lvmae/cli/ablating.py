@@ -64,6 +64,8 @@ def _run_ablate(arguments: argparse.Namespace) -> int:
         "seeds": arguments.seeds,
         "raw": arguments.raw,
     }
+    if arguments.labels or arguments.task:
+        asked = {key: value for key, value in asked.items() if key not in ("labels", "task", "annotations")}
     asked |= {key: value for key, value in given.items() if value}
     asked["grid"] = asked.get("grid", {}) | axes_of(arguments.grid)
     asked["settings"] = asked.get("settings", {}) | key_values(arguments.set, "--set")
