@@ -3,7 +3,8 @@
     python benchmarks/embed.py --videos ../shared/videos --out benchmarks/results/embed.json
 
 Needs the `ffmpeg` command. The films given are looped and re-encoded (libx264's defaults, B-frames and all) into one 20-minute file
-for each height (the first with several distances of key frames), made once and kept in `--work`. Everything is timed in one run, on the same file:
+for each height, at the first with several distances of key frames. They are made once and kept in `--work`. Everything is timed in
+one run, on the same file:
 
 - `ffmpeg`: `ffmpeg -i FILE -f null -`, which decodes every frame and converts none, with its default threads (all cores) and with
   `-threads 1`;

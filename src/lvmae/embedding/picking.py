@@ -325,7 +325,7 @@ def _entry(packet: VideoPacket, stream: VideoStream) -> _Entry:
             kind = unit[0] & 0x1F
             if kind == 5:
                 return _Entry.ANYTIME
-            if kind == 6 and _recovers_at_once(unit):
+            if kind == 6 and _recovers_at_once(bytes(unit)):
                 return _Entry.AFRESH
             if kind in range(1, 5):
                 return _Entry.NEVER
@@ -338,20 +338,21 @@ _RESETTING_CODECS = frozenset(
 )
 
 
-def _units(packet: VideoPacket, stream: VideoStream) -> Iterator[bytes]:
+def _units(packet: VideoPacket, stream: VideoStream) -> Iterator[bytes | memoryview]:
     """The NAL units of a packet (H.264 and H.265, Annex B; ISO/IEC 14496-15 where the stream has its configuration record)."""
-    data = bytes(packet)
     record = stream.codec_context.extradata or b""
     if record[:1] == b"\x01":
         width = (record[4] if stream.codec_context.name == "h264" else record[21]) % 4 + 1
+        view = memoryview(packet)
         place = 0
-        while place + width < len(data):
-            size = int.from_bytes(data[place : place + width], "big")
+        while place + width < len(view):
+            size = int.from_bytes(view[place : place + width], "big")
             place += width
             if size:
-                yield data[place : place + size]
+                yield view[place : place + size]
             place += size
         return
+    data = bytes(packet)
     place = data.find(b"\0\0\1")
     while 0 <= place < len(data) - 3:
         following = data.find(b"\0\0\1", place + 3)
