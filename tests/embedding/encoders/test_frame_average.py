@@ -33,6 +33,7 @@ from transformers import (
 
 from lvmae.cli import main
 from lvmae.embedding import load_encoder
+from lvmae.embedding.encoders.hub import Pixels
 from lvmae.embedding.video import decode_segments
 from lvmae.errors import InputError, WorkError
 from lvmae.store import EmbeddingStore
@@ -140,6 +141,37 @@ def test_pixels_equal_the_models_own_processor(kind: str, request: pytest.Fixtur
     frames = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
     own = processor(list(frames), return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(encoder.pixels(torch.tensor(frames)).numpy(), own, atol=1e-6)
+
+
+def test_pixels_where_the_processor_cuts_out_less_than_it_resizes_to() -> None:
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, resample=2)
+    pixels = Pixels.of(processor.to_dict())
+    assert str(pixels) == "40px-bilinear-crop-centre32"
+    frames = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    own = processor(list(frames), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(pixels(torch.tensor(frames)).numpy(), own, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"size": {"height": 9, "width": 9}, "do_normalize": False}, Pixels(9, framing="stretch")),
+        ({"size": {"shortest_edge": 9}, "do_normalize": False, "do_rescale": False}, Pixels(9, scale=1.0)),
+        ({"size": 9, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "rescale_factor": 0.5},
+         Pixels(9, (0.5,) * 3, (0.25,) * 3, "bilinear", "stretch", None, 0.5)),
+        ({"size": {"height": 9, "width": 8}}, "does not make square frames"),
+        ({"size": {"longest_edge": 9}}, "a size that is not understood"),
+        ({"size": 9, "resample": 1}, "a method that is not offered here: 1"),
+        ({}, "does not make square frames"),
+        ({"size": 9}, "does not state by what"),
+    ],
+)  # fmt: skip
+def test_processors_are_understood_or_refused(processor: dict[str, Any], expected: Pixels | str) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            Pixels.of(processor)
+    else:
+        assert Pixels.of(processor) == expected
 
 
 @pytest.mark.parametrize(

@@ -177,11 +177,15 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     where weights are missing, misshapen or left over, InputError where the files are not such a model at all.
     """
     snapshot.json("config.json")  # without it transformers would build a network of its default size
+    from safetensors import SafetensorError
+
     options = {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True} | options
     options["ignore_mismatched_sizes"] = True  # they are refused below, with a sentence
     with quiet_transformers():
         try:
             network, info = factory.from_pretrained(snapshot.folder, output_loading_info=True, **options)
+        except SafetensorError:
+            raise WorkError(f"{snapshot.model}: its weights are damaged; download them again.") from None
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{snapshot.model} cannot be loaded as {factory.__name__}: {reason[:300]}") from None
@@ -294,12 +298,17 @@ class Pixels:
                 f"The model's processor does not make square frames of one size: size={processor.get('size')}, "
                 f"crop_size={processor.get('crop_size')}."
             )
-        resample = _RESAMPLING.get(int(processor.get("resample", 3)))
+        stated = processor.get("resample")
+        resample = _RESAMPLING.get(3 if stated is None else int(stated))
         if resample is None:
             raise InputError(
                 f"The model's processor resizes by a method that is not offered here: {processor['resample']}."
             )
         normalised = processor.get("do_normalize", True)
+        if normalised and not (processor.get("image_mean") and processor.get("image_std")):
+            raise InputError(
+                "The model's processor normalises pixels and does not state by what: image_mean and image_std."
+            )
         rescaled = processor.get("do_rescale", True)
         return cls(
             size=size[0],

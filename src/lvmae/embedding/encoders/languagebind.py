@@ -199,7 +199,7 @@ def _load(snapshot: Snapshot, config: Any) -> Any:
     check_weights(
         snapshot,
         missing=info["missing_keys"],
-        unexpected=[k for k in info["unexpected_keys"] if not k.endswith("position_ids")],
+        unexpected=info["unexpected_keys"],
         misshapen=[k[0] for k in info["mismatched_keys"]],
     )
     return network.eval().requires_grad_(False)
