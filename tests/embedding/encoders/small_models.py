@@ -161,13 +161,16 @@ def holds_the_contract(encoder: SegmentEncoder, name: str, *, in_time: bool = Tr
 
 
 def refuses_other_weights(folder: Path, name: str, weight: str, *, strangers: bool = True, **options: Any) -> None:
-    """A model that lacks a weight, or has one too many (where `strangers` matter), is refused by name, never filled in at random."""
+    """A model that lacks a weight, or (where `strangers` matter) has one too many, or that is cut short, is refused."""
     path = folder / "model.safetensors"
     with edited_weights(folder) as state:
         whole = dict(state)
         tensor = state.pop(weight)
         save_file(state, path, {"format": "pt"})
         with pytest.raises(WorkError, match="lacks 1 weights"):
+            load_encoder(name, model=str(folder), **options)
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(WorkError, match="damaged"):
             load_encoder(name, model=str(folder), **options)
         save_file(whole | {"stranger": tensor.clone()}, path, {"format": "pt"})
         if not strangers:

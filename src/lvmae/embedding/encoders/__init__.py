@@ -45,6 +45,9 @@ _BUILT_IN = {
     "xclip": _BuiltIn("lvmae.embedding.encoders.xclip:XCLIP"),
     "pe-av": _BuiltIn("lvmae.embedding.encoders.pe_av:PEAV", "pe-av"),
     "internvideo2": _BuiltIn("lvmae.embedding.encoders.internvideo2:InternVideo2"),
+    "sentence-transformers": _BuiltIn(
+        "lvmae.embedding.encoders.sentence_transformers:SentenceTransformers", "sentence-transformers"
+    ),
 }
 
 

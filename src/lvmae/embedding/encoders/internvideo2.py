@@ -1,11 +1,11 @@
 """InternVideo2 (Wang et al., arXiv 2403.15377), by the code in its own repository, which runs only where its user says so.
 
-Enters: uint8 RGB (B, T, S, S, 3), or texts. Leaves: L2-normalised float32 (B, dim). Frames are stretched to 224 pixels and normalised
-with ImageNet's mean and deviation, as the repositories' `frames2tensor` does; T is 4 for the models whose names end in f4.
+Enters: uint8 RGB (B, T, S, S, 3), or texts. Leaves: L2-normalised float32 (B, dim). Frames are stretched to 224 pixels and
+normalised with ImageNet's mean and deviation, as the authors' `frames2tensor` does; T is 4 for the models whose names end in f4.
 
 No library has this model, so its repository's Python files are its implementation: `AutoModel.from_pretrained(...,
-trust_remote_code=True)` with `get_vid_feat(frames (B, T, 3, S, S))` and, for texts, `get_txt_feat(text)`. Code from a repository can do
-anything its user can. So it is run only with the option `trust_remote_code=true`, or where the environment variable
+trust_remote_code=True)` with `get_vid_feat(frames (B, T, 3, S, S))` and, for texts, `get_txt_feat(text)`. Code from a repository
+can do anything its user can. So it is run only with the option `trust_remote_code=true`, or where the environment variable
 LVMAE_TRUST_REMOTE_CODE is the model's name, which the option sets for this process and those that it starts. The permission is
 never written into a store: a store from somebody else must not bring code along. The commit is, as for every model.
 Without it, embeddings made elsewhere come in by `lvmae import`.
@@ -101,7 +101,7 @@ class InternVideo2(HubEncoder):
 
 
 def _require_permission(model: str, given: bool) -> None:
-    """Raises InputError unless the user allows this model's code; a permission given as an option is handed on to child processes."""
+    """Raises InputError unless the user allows this model's code; permission given as an option goes on to child processes."""
     folder = Path(model).expanduser()
     model = str(folder.resolve()) if folder.is_dir() else model  # as a store's manifest has it
     if given:
