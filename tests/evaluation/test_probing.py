@@ -157,8 +157,23 @@ def test_spans_choose_the_segments(tmp_path: Path) -> None:
     spanned = replace(task, spans=((20.0, 40.0),) * 40)
     table = probe(store, spanned, seeds=1, settings=QUICK)
     assert [row.mean for row in table.rows] == [100.0, 100.0]
-    with pytest.raises(InputError, match="no segment of video 'v0' lies within 60 to 70 s"):
+    # A span between the middles of two segments is the one that it shares more of; a video that ends before it is missing.
+    spans = ((26.0, 27.0),) * 39 + ((60.0, 70.0),)
+    table = probe(store, replace(task, spans=spans), probes=["linear"], seeds=1, settings=QUICK)
+    assert (table.rows[0].mean, table.missing, table.counts["test"]) == (100.0, ("v39",), 7)
+    with pytest.raises(InputError, match="the store has 0 of the 40 videos of t"):
         probe(store, replace(task, spans=((60.0, 70.0),) * 40), seeds=1, settings=QUICK)
+
+
+def test_spans_are_segments_by_their_middle(tmp_path: Path) -> None:
+    from lvmae.evaluation.features import load_features
+
+    store = EmbeddingStore.open(_write(tmp_path / "raw", [np.eye(4, D)], learnt=False))
+    for span, kept in {(0, 20): [0, 1, 2, 3], (2.5, 12.5): [0, 1, 2], (3, 12): [1], (8, 9): [1], (9, 12): [2]}.items():
+        tokens = load_features(store, np.array([0]), [span]).tokens[0]
+        assert tokens.argmax(axis=1).tolist() == kept, span
+    with pytest.raises(InputError, match="no segment of video 'films/v0.mp4' lies within 20 to 30 s"):
+        load_features(store, np.array([0]), [(20.0, 30.0)])
 
 
 def test_pooling_normalises_raw_embeddings_first(planted: Path) -> None:

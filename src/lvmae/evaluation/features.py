@@ -84,12 +84,21 @@ def load_features(
     return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means))
 
 
+def has_span(record: VideoRecord, start: float, end: float) -> bool:
+    """Whether any of a video's segments reaches into [start, end] seconds."""
+    return bool(_shared(record, start, end).max() > 0)
+
+
 def _within(record: VideoRecord, start: float, end: float) -> slice:
     middle = (record.starts + record.ends) / 2
     inside = np.flatnonzero((middle >= start) & (middle <= end))
     if not len(inside):  # a span shorter than a segment may lie between two middles
-        shared = np.minimum(record.ends, end) - np.maximum(record.starts, start)
-        inside = np.array([np.argmax(shared)])
-        if shared[inside[0]] <= 0:
+        if not has_span(record, start, end):
             raise InputError(f"no segment of video '{record.id}' lies within {start:g} to {end:g} s")
+        inside = np.array([np.argmax(_shared(record, start, end))])
     return slice(inside[0], inside[-1] + 1)
+
+
+def _shared(record: VideoRecord, start: float, end: float) -> NDArray[np.float64]:
+    """Seconds of [start, end] in each segment (L); not above 0 where there are none."""
+    return np.asarray(np.minimum(record.ends, end) - np.maximum(record.starts, start))

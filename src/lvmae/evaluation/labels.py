@@ -16,7 +16,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -175,13 +175,24 @@ def match_ids(names: Iterable[str], known: Sequence[str], source: str | Path) ->
     return found
 
 
-def found_in(task: Task, known: Sequence[str]) -> tuple[Task, NDArray[np.intp]]:
+def found_in(
+    task: Task, known: Sequence[str], holds: Callable[[int, tuple[float, float]], bool] | None = None
+) -> tuple[Task, NDArray[np.intp]]:
     """The part of a task whose videos a store has, what is missing noted, and where in the store each one is.
+
+    Args:
+        known: the store's ids.
+        holds: whether the store's video at a place has anything of a span, for tasks with spans; one that has not is missing.
 
     Raises:
         TooFewVideosError: where train, val or test is left empty, or training with fewer than two classes.
     """
     matched = match_ids(task.ids, known, task.name)
+    if holds is not None and task.spans is not None:
+        matched = [
+            place if place is not None and holds(place, span) else None
+            for place, span in zip(matched, task.spans, strict=True)
+        ]
     rows = np.array([row for row, index in enumerate(matched) if index is not None], dtype=np.intp)
     places = np.array([index for index in matched if index is not None], dtype=np.intp)
     here = replace(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lvmae.errors import InputError
-from lvmae.evaluation.features import RAW, Features, load_features
+from lvmae.evaluation.features import RAW, Features, has_span, load_features
 from lvmae.evaluation.fitting import Fitted, fit, probe_device
 from lvmae.evaluation.labels import SPLITS, Task, found_in, load_labels
 from lvmae.evaluation.metrics import METRICS, interval, score
@@ -86,7 +86,7 @@ def probe(
     split_of = (
         dict.fromkeys(labels.ids, "") if labels.splits is None else dict(zip(labels.ids, labels.splits, strict=True))
     )
-    task, places = found_in(labels, store.ids)
+    task, places = found_in(labels, store.ids, lambda place, span: has_span(store[place], *span))
     sets = [load_features(s, places if s is store else _same_videos(s, store, places), task.spans) for s in stores]
 
     splits = [task.split(seed) for seed in range(seeds)]
