@@ -50,7 +50,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("films")
     labels = root / "labels.csv"
     labels.write_text("id,label\n" + "".join(f"v{v:03d},{'on' if v % 2 else 'back'}\n" for v in range(20)))
-    return {"5s": write_store(root / "5s", 5.0), "10s": write_store(root / "10s", 10.0), "labels": labels}
+    more = write_store(root / "more", 5.0, videos=25)  # of the same space as 5s
+    return {"5s": write_store(root / "5s", 5.0), "10s": write_store(root / "10s", 10.0), "more": more, "labels": labels}
 
 
 @pytest.fixture(scope="module", autouse=True)

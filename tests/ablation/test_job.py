@@ -85,13 +85,13 @@ def test_killed_it_goes_on_to_the_same_results(
         try:
             # In the middle of a cell: one is done, and of the next one a checkpoint is there and no result.
             while process.poll() is None and not (
-                list(out.glob("cells/*/result.json")) and len(list(out.glob("cells/*/run/checkpoints/step-*"))) > 2
+                list(out.glob("cells/*/result-*.json")) and len(list(out.glob("cells/*/run/checkpoints/step-*"))) > 2
             ):
                 time.sleep(0.002)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result-*.json")}
     assert 1 <= len(finished) < 4, (tmp_path / "log").read_text()
     assert main(argv) == 0
     assert rows_of(out) == rows_of(done.path)
@@ -176,3 +176,29 @@ def test_tables_mark_the_best_and_say_over_what(done: Ablation) -> None:
     assert r"\textbf{" in latex
     assert r"mask\_ratio" in latex
     assert latex.count(r"\\") == 1 + len(groups(done.grid, done.rows))
+
+
+def test_what_is_trained_on_and_what_is_probed_may_differ(
+    films: Films, quick: dict[str, Any], tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    settings = [part for key, value in quick.items() for part in ("--set", f"{key}={value}")]
+    argv = [
+        "ablate",
+        str(films["more"]),
+        "--on",
+        str(films["5s"]),
+        "--labels",
+        str(films["labels"]),
+        "--recipe",
+        "tiny",
+    ]
+    assert main([*argv, *settings, "--grid", "seed=1", "--seeds", "1", "--probe", "linear", "--out", str(out)]) == 0
+    [row] = rows_of(out)
+    run = pretrain(films["more"], tmp_path / "run", recipe="tiny", settings={**quick, "seed": 1})
+    features = represent(run, films["5s"], tmp_path / "reps")
+    assert row["fingerprint"] == run_fingerprint(run)
+    assert row["values"] == list(probe(features, films["labels"], probes=("linear",), seeds=1).rows[0].values)
+    capsys.readouterr()
+    assert main([*argv[:2], "--on", str(films["10s"]), *argv[4:], "--out", str(out)]) == 2
+    assert "two embedding spaces" in capsys.readouterr().err

@@ -30,6 +30,7 @@ _PLAN: dict[str, tuple[type, str]] = {
     "annotations": (str, "a path"),
     "grid": (dict, "a table: [grid] and a line for each axis"),
     "labels": (str, "a path"),
+    "on": (dict, "a table: [on] and a line for each store"),
     "probes": (list, "a list of names"),
     "raw": (bool, "true or false"),
     "recipe": (str, "a name"),
@@ -43,10 +44,19 @@ _SLUG_LENGTH = 80
 
 @dataclass(frozen=True)
 class Cell:
-    """One store and one resolved recipe. `at` is its place on every axis, by name: what tells it from the others."""
+    """One store and one resolved recipe.
+
+    Attributes:
+        at: its place on every axis, by name: what tells it from the others.
+        name: the store's.
+        store: what is trained on.
+        on: what is represented and probed, the same store or another.
+    """
 
     at: dict[str, Any]
+    name: str
     store: EmbeddingStore
+    on: EmbeddingStore
     recipe: Recipe
 
     @property
@@ -67,10 +77,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Axes and the cells of their product."""
+    """Axes and the cells of their product. `stores` are trained on, `on` are probed, by the same names."""
 
     axes: dict[str, tuple[Any, ...]]
     stores: dict[str, EmbeddingStore]
+    on: dict[str, EmbeddingStore]
     cells: tuple[Cell, ...]
 
     @classmethod
@@ -79,6 +90,7 @@ class Grid:
         stores: Mapping[str, str | Path | EmbeddingStore],
         axes: Mapping[str, Sequence[Any]],
         *,
+        on: Mapping[str, str | Path | EmbeddingStore] | None = None,
         recipe: str | Recipe = "base",
         settings: Mapping[str, Any] | None = None,
     ) -> Grid:
@@ -87,6 +99,7 @@ class Grid:
         Args:
             stores: name -> store; several are an axis.
             axes: a recipe's key, or "recipe" -> its values, as themselves or as text.
+            on: name -> the store of labelled videos that a store's models are probed on; None takes the store itself.
             recipe: what every cell begins with, where "recipe" is no axis.
             settings: of all cells; an axis goes over them.
 
@@ -97,11 +110,18 @@ class Grid:
         if not stores:
             raise InputError("an ablation needs a store: name at least one")
         opened = {name: EmbeddingStore.open(store) for name, store in stores.items()}
-        for store in opened.values():
+        probed = opened if not on else {name: EmbeddingStore.open(store) for name, store in on.items()}
+        if probed.keys() != opened.keys():
+            raise InputError(
+                f"the stores to probe on are named {', '.join(probed)} and those to train on {', '.join(opened)}; name them alike"
+            )
+        for name, store in (*opened.items(), *probed.items()):
             if store.kind != EMBEDDINGS:
                 raise InputError(
                     f"{store.path} holds {store.kind}; give the store of embeddings that they were made from"
                 )
+            if store.space_id != opened[name].space_id:
+                raise InputError(f"{store.path} and {opened[name].path} are of two embedding spaces; embed them alike")
         if STORE in axes:
             raise InputError("stores are no setting: name them with --store NAME=PATH, or under [stores]")
         varied: dict[str, Sequence[Any]] = {STORE: list(opened)} if len(opened) > 1 else {}
@@ -111,32 +131,32 @@ class Grid:
                 raise InputError(f"the axis '{key}' needs at least one value")
         cells: dict[str, Cell] = {}
         for place in itertools.product(*varied.values()):
-            cell = _cell(dict(zip(varied, place, strict=True)), opened, recipe, settings)
+            cell = _cell(dict(zip(varied, place, strict=True)), opened, probed, recipe, settings)
             if str(cell) in cells:
                 raise InputError(f"the cell {cell} comes twice; give each value of an axis once")
             cells[str(cell)] = cell
         # The values as the recipe has them, whatever they were written as.
         read = {key: tuple(dict.fromkeys(cell.at[key] for cell in cells.values())) for key in varied}
-        return cls(read, opened, tuple(cells.values()))
+        return cls(read, opened, dict(probed), tuple(cells.values()))
 
 
 def _cell(
     at: dict[str, Any],
     stores: Mapping[str, EmbeddingStore],
+    on: Mapping[str, EmbeddingStore],
     recipe: str | Recipe,
     settings: Mapping[str, Any] | None,
 ) -> Cell:
     """The cell at one place. Raises InputError."""
-    store = stores[at[STORE]] if STORE in at else next(iter(stores.values()))
+    name = at[STORE] if STORE in at else next(iter(stores))
     changed = {key: value for key, value in at.items() if key not in (RECIPE, STORE)}
     try:
         resolved = recipes.named(at.get(RECIPE, recipe)).with_settings({**(settings or {}), **changed})
-        resolved.heads_for(store.dim)
+        resolved.heads_for(stores[name].dim)
     except InputError as error:
         raise InputError(f"The cell {_said(at)}: {error}") from None
-    return Cell(
-        {key: getattr(resolved, key) if key in changed else value for key, value in at.items()}, store, resolved
-    )
+    read = {key: getattr(resolved, key) if key in changed else value for key, value in at.items()}
+    return Cell(read, name, stores[name], on[name], resolved)
 
 
 def axes_of(pairs: Iterable[str]) -> dict[str, list[str]]:
@@ -185,8 +205,8 @@ def read_plan(path: str | Path) -> dict[str, Any]:
             raise InputError(f"'{key}' in [grid] of {path} has to be a list of values, such as [0.3, 0.5]")
     for key in plan.keys() & {"annotations", "labels"}:
         plan[key] = _from(path, plan[key])
-    if "stores" in plan:
-        plan["stores"] = {name: _from(path, store) for name, store in plan["stores"].items()}
+    for key in plan.keys() & {"stores", "on"}:
+        plan[key] = {name: _from(path, store) for name, store in plan[key].items()}
     return plan
 
 

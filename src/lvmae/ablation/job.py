@@ -5,8 +5,8 @@ In: stores, labels, axes. Out, in one folder:
     results.parquet        a row for each cell and probe with every setting and figure, and one for each cell that failed
     table.md, table.tex    means over seeds, the best of each probe marked
     figures/AXIS.png, .svg accuracy against each axis
-    cells/CELL/            run, reps and result.json of one cell
-    raw/STORE.json         the raw embeddings of each store, probed alike
+    cells/CELL/            run, representations and result of one cell
+    raw/STORE.json         the raw embeddings of each labelled store, probed alike
 
 Killed or stopped, the same call goes on: a cell that is done is read, one that was begun goes on from its last
 checkpoint, and one that failed is tried again. A larger grid in the same folder keeps the cells it shares; other labels
@@ -42,8 +42,6 @@ from lvmae.store import EmbeddingStore, write_parquet_rows
 
 log = logging.getLogger(__name__)
 
-_RESULT = "result.json"
-
 
 @dataclass(frozen=True)
 class Ablation:
@@ -71,6 +69,7 @@ def ablate(
     out: str | Path,
     *,
     grid: Mapping[str, Sequence[Any]],
+    on: Mapping[str, str | Path | EmbeddingStore] | None = None,
     recipe: str | Recipe = "base",
     settings: Mapping[str, Any] | None = None,
     raw: bool = False,
@@ -81,10 +80,11 @@ def ablate(
     """Runs every cell of a grid that is not done yet, and writes what all of them found.
 
     Args:
-        stores: name -> store of embeddings of the same videos; several are an axis.
+        stores: name -> store of embeddings to pre-train on; several are an axis.
         labels: a label file, or a `Task`.
         out: the folder of the ablation, made or gone on with.
         grid: axis -> values, see `lvmae.ablation.grid`; `seed` repeats each pre-training.
+        on: name -> the store of labelled videos to represent and probe, by the same names; None takes `stores`.
         recipe, settings: what all cells have in common.
         raw: probe the stores' raw embeddings too, once each.
         probes, seeds, probe_settings: as `lvmae.evaluation.probe` takes them.
@@ -94,7 +94,7 @@ def ablate(
         Stopped: SIGINT or SIGTERM; the cell that was running goes on from where it was.
     """
     job = _Job(
-        Path(out), Grid.of(stores, grid, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+        Path(out), Grid.of(stores, grid, on=on, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
     )
     return job.run(raw=raw)
 
@@ -105,6 +105,7 @@ def plan(
     out: str | Path,
     *,
     grid: Mapping[str, Sequence[Any]],
+    on: Mapping[str, str | Path | EmbeddingStore] | None = None,
     recipe: str | Recipe = "base",
     settings: Mapping[str, Any] | None = None,
     probes: Sequence[str] = ("linear", "attentive"),
@@ -114,7 +115,7 @@ def plan(
 ) -> str:
     """What `ablate` would do, as text: the cells, what each costs, and which of them are done. Writes nothing."""
     job = _Job(
-        Path(out), Grid.of(stores, grid, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+        Path(out), Grid.of(stores, grid, on=on, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
     )
     seconds = [job.seconds(cell) for cell in job.grid.cells]
     return plan_text([(str(cell), cost(cell), took) for cell, took in zip(job.grid.cells, seconds, strict=True)])
@@ -134,7 +135,7 @@ class _Job:
     probing: str = field(init=False)
 
     def __post_init__(self) -> None:
-        first, *others = self.grid.stores.values()
+        first, *others = self.grid.on.values()
         self.task = self.labels if isinstance(self.labels, Task) else load_labels(self.labels, known=first.ids)
         counts = {store.path: len(found_in(self.task, store.ids)[0]) for store in (first, *others)}
         if len(set(counts.values())) > 1:
@@ -187,11 +188,16 @@ class _Job:
 
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell's pre-training took; None where it is not done, or not with these labels and probes."""
-        result = self._result(self._folder(cell) / _RESULT)
+        result = self._result(self._folder(cell) / self._name(cell.on))
         return float(result["rows"][0]["pretrain_seconds"]) if result and result["status"] == DONE else None
 
     def _folder(self, cell: Cell) -> Path:
         return cell.folder(self.out / "cells")
+
+    @staticmethod
+    def _name(on: EmbeddingStore) -> str:
+        """What a run gave on one store is kept beside what it gave on another."""
+        return f"result-{on.fingerprint[:8]}.json"
 
     def _result(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -211,28 +217,31 @@ class _Job:
 
     def _read(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of a cell that is done, named as this grid names it."""
-        result = self._result(self._folder(cell) / _RESULT)
+        result = self._result(self._folder(cell) / self._name(cell.on))
         assert result is not None
         return [{**row, **self._place(cell)} for row in result["rows"]]
 
     def _run(self, cell: Cell) -> list[dict[str, Any]]:
         folder = self._folder(cell)
         try:
-            return self._write(folder / _RESULT, DONE, self._steps(cell, folder))
+            return self._write(folder / self._name(cell.on), DONE, self._steps(cell, folder))
         except Stopped as stop:
             raise Stopped(f"Stopped in the cell {cell}: run the same command again to go on.") from stop
         except (LVMAEError, RuntimeError, OSError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             log.warning("The cell %s failed: %s", cell, reason)
-            return self._write(folder / _RESULT, FAILED, [{**self._place(cell), "status": FAILED, "reason": reason}])
+            return self._write(
+                folder / self._name(cell.on), FAILED, [{**self._place(cell), "status": FAILED, "reason": reason}]
+            )
 
     def _steps(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """pretrain -> represent -> probe. What is there from an earlier call is taken as it is, with the time it took."""
+        of = cell.on.fingerprint[:8]
         run, pretraining = self._timed(
             folder / "pretrain.json", lambda: pretrain(cell.store, folder / "run", recipe=cell.recipe)
         )
         features, representing = self._timed(
-            folder / "represent.json", lambda: represent(run, cell.store, folder / "reps")
+            folder / f"represent-{of}.json", lambda: represent(run, cell.on, folder / f"reps-{of}")
         )
         began = time.monotonic()
         table = probe(features, self.task, probes=tuple(self.probes), seeds=self.seeds, settings=self.settings)
@@ -258,12 +267,11 @@ class _Job:
         return given, float(json.loads(path.read_text()))
 
     def _place(self, cell: Cell) -> dict[str, Any]:
-        name = next(name for name, store in self.grid.stores.items() if store is cell.store)
-        return {"cell": str(cell), **_store_columns(name, cell.store), **settings_of(cell.recipe)}
+        return {"cell": str(cell), **_store_columns(cell.name, cell.on), **settings_of(cell.recipe)}
 
     def _raw_rows(self) -> list[dict[str, Any]]:
         rows = []
-        for name, store in self.grid.stores.items():
+        for name, store in self.grid.on.items():
             path = self.out / "raw" / f"{store.fingerprint}.json"
             if (result := self._result(path)) is None:
                 began = time.monotonic()

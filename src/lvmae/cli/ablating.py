@@ -8,6 +8,8 @@ from typing import Any
 from lvmae.cli.command import command_of, key_values
 from lvmae.errors import InputError
 
+_ONLY = "store"  # the name of a store that was given without one
+
 
 def add_ablate(commands: Any) -> None:
     command = command_of(
@@ -28,6 +30,13 @@ def add_ablate(commands: Any) -> None:
         metavar="NAME=PATH",
         dest="stores",
         help="a store by name; several are an axis, such as the same videos in segments of 5 and of 10 s, or in 8 and 16 frames",
+    )
+    command.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="the store of labelled videos to probe on, where it is another than the one trained on",
     )
     command.add_argument("--plan", metavar="FILE", help="all of this in one TOML file; what is given here goes over it")
     command.add_argument("--labels", help="CSV with the columns id, label and, if the split is fixed, split")
@@ -53,8 +62,10 @@ def _run_ablate(arguments: argparse.Namespace) -> int:
     asked: dict[str, Any] = read_plan(arguments.plan) if arguments.plan else {}
     stores = key_values(arguments.stores, "--store")
     if arguments.store:
-        stores = {"store": arguments.store, **stores}
+        stores = {_ONLY: arguments.store, **stores}
+    on = key_values([path if "=" in path else f"{_ONLY}={path}" for path in arguments.on], "--on")
     given = {
+        "on": on,
         "stores": stores,
         "labels": arguments.labels,
         "task": arguments.task,
