@@ -134,7 +134,7 @@ def record(name: str, value: float = 0.5, length: int = 3) -> VideoRecord:
     return VideoRecord(name, f"{name}.mp4", float(length), times, times + 1, np.full((length, 4), value, np.float32))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +39,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.store import Failure, VideoRecord
 
 _FILES_A_TASK = 16  # at most: batches cross the borders of so many, and so many are done again when a node is lost
+_FILES_A_ROUND = 300_000  # Ray Data holds every task of a round in the driver's memory
 _TASKS_AN_ACTOR = 8  # at least, where there are as many files: so that all actors end at about the same time
 _BEATS_A_SECOND = 20.0  # messages that the driver is asked to take from all actors together
 _FRUITLESS_ROUNDS = 3
@@ -81,22 +83,30 @@ def run_on_ray(
     """
     needs = needs or ActorNeeds()
     with _quiet(), _connection(address):
-        open_files = {file.id: file for file in files}
+        given = {file.id: file for file in files}
+        open_files = dict(given)
+        begun: set[str] = set()
+        awaited: set[str] | None = None  # once stopped: what was begun then; what actors take up afterwards is in vain
         fruitless = 0
         while open_files and not stop.is_set():
             before, trouble = len(open_files), "files are left over"
+            some = list(islice(open_files.values(), _FILES_A_ROUND))
             try:
-                for key, event in _round(
-                    list(open_files.values()), job, workers=workers, timeout=timeout, stop=stop, needs=needs
-                ):
-                    file = open_files.get(key)
-                    if file is None:
-                        continue
-                    if isinstance(event, Advanced):
-                        yield file, event
-                        continue
-                    del open_files[key]
-                    yield file, _as_asked(event, file)
+                with contextlib.closing(_round(some, job, workers=workers, timeout=timeout, needs=needs)) as happening:
+                    for happened in happening:
+                        if happened is None:
+                            if stop.is_set():
+                                awaited = set(begun) if awaited is None else awaited & begun
+                                if not awaited:
+                                    break
+                            continue
+                        key, event = happened
+                        if isinstance(event, Advanced):  # may come behind the file's end
+                            begun |= {key} & open_files.keys()
+                            yield given[key], event
+                        elif file := open_files.pop(key, None):
+                            begun.discard(key)
+                            yield file, _as_asked(event, file)
             except RayError as error:
                 trouble = _in_a_line(error)
             fruitless = fruitless + 1 if len(open_files) == before else 0
@@ -112,10 +122,9 @@ def _round(
     *,
     workers: int | None,
     timeout: float,
-    stop: threading.Event,
     needs: ActorNeeds,
-) -> Generator[tuple[str, Event]]:
-    """One pass of Ray Data over files: (id, event) as they come."""
+) -> Generator[tuple[str, Event] | None]:
+    """One pass of Ray Data over files: (id, event) as they come, and None after every message of an actor."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     actors = workers or sum(needs.on(node["Resources"]) for node in nodes if node["Alive"])
     if not actors:
@@ -144,14 +153,13 @@ def _round(
 
     batches = cast("Generator[dict[str, Any]]", iter(dataset.iter_batches(batch_size=None, prefetch_batches=0)))
     with contextlib.closing(batches):
-        for batch in batches:  # an actor is heard every beat, so Ctrl-C is too
+        for batch in batches:
             for events in batch["events"]:
                 for key, event in events:
                     if isinstance(event, str):
                         raise WorkError(event)
                     yield key, event
-            if stop.is_set():
-                return
+            yield None  # an actor is heard every beat, so Ctrl-C is too
 
 
 class _Actor:
