@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import uuid
 from collections.abc import Container, Iterator
@@ -124,6 +125,13 @@ FAILURE_SCHEMA = pa.schema(
 )
 
 
+for _client in (
+    "gcsfs",
+    "s3fs",
+    "fsspec",
+):  # their tracebacks are for those who set up logging; here an error is one sentence
+    logging.getLogger(_client).addHandler(logging.NullHandler())
+
 _REQUESTS = 16  # at once, to an object store
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # what installs the client of a scheme
 
@@ -210,7 +218,7 @@ class StoreFolder:
             said = f"{self.url} cannot be reached: {' '.join(str(error).split()) or type(error).__name__}".rstrip(".")
             if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
                 raise InputError(f"{said}; check the credentials that this machine has for it") from None
-            raise WorkError(f"{said}; what was committed is intact, and the same command goes on") from None
+            raise WorkError(f"{said}; nothing that is stored is lost, so try again when it can be reached") from None
 
     def shards(self, table: str) -> list[dict[str, Any]]:
         """Name, size and time of change of every committed shard of a table, in order."""
