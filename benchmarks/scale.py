@@ -249,6 +249,11 @@ def tables() -> str:
         f"One process writes {bulk_rates['segments_written_a_second']:,} segments a second and "
         f"maps {bulk_rates['segments_mapped_a_second']:,}.",
     ]
+    taken = SEGMENT_SECONDS * ASSUMED_PEAK * ASSUMED_SHARE / vision_flops()
+    for height, rate in rates.items():
+        lines[-1] += (
+            f" A GPU takes {taken:.0f} seconds of video a second, what {taken / rate:.1f} cores decode of {height}."
+        )
     return "\n".join(lines)
 
 
