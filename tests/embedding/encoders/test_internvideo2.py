@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import TEXTS, clips, holds_the_contract, randomised, refuses_other_weights
+from small_models import TEXTS, clips, film_frames, holds_the_contract, randomised, refuses_other_weights
 from transformers import AutoConfig, AutoModel
 
-from lvmae.embedding import encoder_of, load_encoder
+from lvmae.embedding import embed_videos, encoder_of, load_encoder
 from lvmae.errors import InputError
-from lvmae.store import Manifest
+from lvmae.store import EmbeddingStore, Manifest
 
 SIZE = 28
 # The interface of OpenGVLab's repositories: features have length 1 and, of a video, a dimension of one; a text comes alone.
@@ -188,3 +188,26 @@ def test_other_weights_are_refused(folder: Path) -> None:
     refuses_other_weights(
         folder, "internvideo2", "vision_proj.weight", strangers=False, trust_remote_code=True, **OPTIONS
     )
+
+
+def test_a_job_and_its_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permission reaches the processes that embed, and the store does not hold it."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    made = load_encoder("internvideo2", model=str(folder), trust_remote_code=True, **OPTIONS)
+    monkeypatch.setenv("LVMAE_TRUST_REMOTE_CODE", "")
+    (tmp_path / "films").mkdir()
+    film_frames(tmp_path / "films" / "pan.mkv", (64, 48), made)
+    summary = embed_videos(
+        tmp_path / "films",
+        tmp_path / "store",
+        encoder="internvideo2",
+        encoder_options={"model": str(folder), "trust_remote_code": "true", **OPTIONS},
+        segment_seconds=1.0,
+        workers=1,
+    )
+    assert (summary.embedded, summary.failed) == (1, 0)
+    store = EmbeddingStore.open(tmp_path / "store")
+    assert store.space_id == made.space_id
+    assert "trust" not in (tmp_path / "store" / "manifest.json").read_text()
+    _, prepared = film_frames(tmp_path / "again.mkv", (64, 48), made)
+    np.testing.assert_allclose(store[0].embeddings, made.encode_video(prepared[None]), atol=1e-3)  # float16

@@ -153,19 +153,20 @@ def _reports() -> Iterator[list[dict[str, Any]]]:
     """What transformers says of the weights of each model loaded meanwhile; sentence-transformers does not pass it on."""
     from transformers import PreTrainedModel
 
+    networks: Any = PreTrainedModel
     reports: list[dict[str, Any]] = []
-    original = PreTrainedModel.__dict__["from_pretrained"]
+    original = networks.__dict__["from_pretrained"]
 
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         network, report = original.__func__(cls, *args, **kwargs | {"output_loading_info": True})
         reports.append(report)
         return (network, report) if kwargs.get("output_loading_info") else network
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign]
+    networks.from_pretrained = classmethod(from_pretrained)
     try:
         yield reports
     finally:
-        PreTrainedModel.from_pretrained = original
+        networks.from_pretrained = original
 
 
 def _pixels(processor: Any, kind: str) -> Pixels:
