@@ -41,6 +41,7 @@ from lvmae.store import REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, 
 SPLITS = {"train": 3063, "val": 597, "test": 647}
 CLASSES = 4
 BATCH = 16
+PARTS = ["plain_block", "one_seed", "seeds"]
 
 
 def write_store(path: Path, dim: int) -> EmbeddingStore:
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of the plain block")
     parser.add_argument("--out")
-    parser.add_argument("--skip-seeds", action="store_true", help="leave the long part out")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     arguments = parser.parse_args()
     cores = torch.get_num_threads()
     settings = ProbeSettings.paper(device="cpu")
@@ -130,25 +131,27 @@ def main() -> None:
             "segments": int(store.lengths.sum()),
             "dim": arguments.dim,
         }
-        generator = torch.Generator().manual_seed(0)
-        ours = AttentiveProbe(arguments.dim, CLASSES, generator, learn_cls=False)
-        plain = PlainBlock(arguments.dim)
-        for model in (ours, plain):
-            steps_of(model, features, 2)()  # warm
-        found["plain_block"] = {
-            "steps": arguments.steps,
-            "probe": timed(steps_of(ours, features, arguments.steps), 1),
-            "as_written": timed(steps_of(plain, features, arguments.steps), 1),
-        }
-        found["plain_block"]["ratio_cpu"] = round(
-            found["plain_block"]["as_written"]["cpu_s"] / found["plain_block"]["probe"]["cpu_s"], 1
-        )
-        found["one_seed"] = {
-            f"{name}, {threads} threads": timed(lambda n=name: fit(n, features, task, 0, settings), threads)  # type: ignore[misc]
-            for name in ("linear", "attentive")
-            for threads in sorted({1, cores})
-        }
-        if not arguments.skip_seeds:
+        if "plain_block" in arguments.parts:
+            generator = torch.Generator().manual_seed(0)
+            ours = AttentiveProbe(arguments.dim, CLASSES, generator, learn_cls=False)
+            plain = PlainBlock(arguments.dim)
+            for model in (ours, plain):
+                steps_of(model, features, 2)()  # warm
+            found["plain_block"] = {
+                "steps": arguments.steps,
+                "probe": timed(steps_of(ours, features, arguments.steps), 1),
+                "as_written": timed(steps_of(plain, features, arguments.steps), 1),
+            }
+            found["plain_block"]["ratio_cpu"] = round(
+                found["plain_block"]["as_written"]["cpu_s"] / found["plain_block"]["probe"]["cpu_s"], 1
+            )
+        if "one_seed" in arguments.parts:
+            found["one_seed"] = {
+                f"{name}, {threads} threads": timed(lambda n=name: fit(n, features, task, 0, settings), threads)  # type: ignore[misc]
+                for name in ("linear", "attentive")
+                for threads in sorted({1, cores})
+            }
+        if "seeds" in arguments.parts:
             found["seeds"] = {"seeds": arguments.seeds}
             for name in ("linear", "attentive"):
                 spent = timed(lambda n=name: probe(store, task, probes=[n], seeds=arguments.seeds), cores)  # type: ignore[misc]

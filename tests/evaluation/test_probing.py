@@ -172,7 +172,7 @@ def test_spans_are_segments_by_their_middle(tmp_path: Path) -> None:
     for span, kept in {(0, 20): [0, 1, 2, 3], (2.5, 12.5): [0, 1, 2], (3, 12): [1], (8, 9): [1], (9, 12): [2]}.items():
         tokens = load_features(store, np.array([0]), [span]).tokens[0]
         assert tokens.argmax(axis=1).tolist() == kept, span
-    with pytest.raises(InputError, match="no segment of video 'films/v0.mp4' lies within 20 to 30 s"):
+    with pytest.raises(InputError, match=r"no segment of video 'films/v0\.mp4' lies within 20 to 30 s"):
         load_features(store, np.array([0]), [(20.0, 30.0)])
 
 
