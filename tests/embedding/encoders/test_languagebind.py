@@ -138,6 +138,13 @@ def test_other_kinds_of_model_are_named(folder: Callable[[str], Path], facts: di
         edit_json(path / "config.json", vision_config=vision)
         with pytest.raises(InputError, match=says):
             load_encoder("languagebind-huge", model=str(path))
+    edit_json(path / "config.json", vision_config=facts["configs"]["newer"]["vision_config"])
+    (path / "merges.txt").unlink()
+    with pytest.raises(InputError, match="has no tokenizer that can be loaded"):
+        load_encoder("languagebind-huge", model=str(path))
+    (path / "vocab.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer: none of tokenizer.json, vocab.json"):
+        load_encoder("languagebind-huge", model=str(path))
     shutil.rmtree(path)
     with pytest.raises(InputError, match="no folder"):
         load_encoder("languagebind-huge", model=str(path))

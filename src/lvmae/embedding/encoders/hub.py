@@ -32,6 +32,7 @@ from lvmae.errors import InputError, WorkError
 FILES = ("*.json", "*.txt", "*.model", "README.md")
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin")
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXT_BATCH = 64
@@ -198,13 +199,20 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     return network.eval().requires_grad_(False)
 
 
-def load_tokenizer(snapshot: Snapshot) -> Any:
-    """The model's tokenizer, whichever it is. InputError where its files are missing."""
+def load_tokenizer(snapshot: Snapshot, factory: Any = None) -> Any:
+    """The model's tokenizer, of the class `factory` or whichever it is. InputError where its files are missing."""
     from transformers import AutoTokenizer
 
+    # Without them transformers would make a tokenizer of nothing but marks, and every text would be the same.
+    if not _matching(snapshot.folder, _TOKENIZERS):
+        raise InputError(
+            f"{snapshot.model} has no tokenizer: none of {', '.join(_TOKENIZERS)}; download it again, whole."
+        )
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(snapshot.folder, local_files_only=True, trust_remote_code=False)
+            return (factory or AutoTokenizer).from_pretrained(
+                snapshot.folder, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{snapshot.model} has no tokenizer that can be loaded: {' '.join(str(error).split())[:300]}"

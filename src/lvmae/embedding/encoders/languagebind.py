@@ -28,6 +28,7 @@ from lvmae.embedding.encoders.hub import (
     Snapshot,
     check_weights,
     fetch,
+    load_tokenizer,
     quiet_transformers,
     read_weights,
 )
@@ -57,8 +58,7 @@ class LanguageBind(HubEncoder):
         super().__init__(fetch(model, revision), device=device, dtype=dtype)
         config = _configuration(self.snapshot)
         self._network = _load(self.snapshot, config).to(self.device)
-        with quiet_transformers():
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.snapshot.folder, local_files_only=True)
+        self._tokenizer = load_tokenizer(self.snapshot, CLIPTokenizer)
         self._describe(
             dim=config.projection_dim,
             num_frames=config.vision_config.num_frames,
