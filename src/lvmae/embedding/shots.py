@@ -1,10 +1,10 @@
 """Segments by shots: a video -> the places where a cut is, made into segments neither very short nor very long.
 
-Enters: a path or URL. Leaves: a timeline. Price: the video is decoded once more, every frame, shrunk to 90 pixels of height: at 360p
-1.65 of the CPU time that ffmpeg takes to decode it, 0.78 for the frames that are embedded afterwards. Which those are depends on
-where a shot ends; holding every frame at the encoder's size until then would save the second decode, but resizing them all costs more
-than it does (0.7 ms a frame against 0.5), and a shot would take up to hundreds of megabytes. Needs the extra `shots`: PySceneDetect,
-for which PyAV stays the only decoder.
+Enters: a path or URL. Leaves: a timeline. Price: the video is decoded once more, every frame, shrunk to 90 pixels of height: at
+360p 1.65 of the CPU time that ffmpeg takes to decode it, 0.78 for the frames that are embedded afterwards. Which those are depends
+on where a shot ends; holding every frame at the encoder's size until then would save the second decode, but resizing them all
+costs more than it does (0.7 ms a frame against 0.5), and a shot would take up to hundreds of megabytes. Needs the extra `shots`:
+PySceneDetect, for which PyAV stays the only decoder.
 """
 
 from __future__ import annotations
