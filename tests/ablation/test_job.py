@@ -163,6 +163,9 @@ def test_wrong_input_is_one_sentence(done: Ablation, films: Films, quick: dict[s
             ablate(stores, labels, out, grid=GRID, recipe="tiny", settings=quick)
         assert said in str(refused.value)
     assert main(["ablate", str(films["5s"]), "--out", str(tmp_path / "out")]) == 2  # no labels
+    for more in (["--probe", "mamba"], ["--seeds", "0"]):
+        assert main(command(films, quick, tmp_path / "out", *more)) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_mark_the_best_and_say_over_what(done: Ablation) -> None:

@@ -42,6 +42,8 @@ from lvmae.store import EmbeddingStore, write_parquet_rows
 
 log = logging.getLogger(__name__)
 
+_PROBES = ("linear", "attentive", "linear-standardized")  # those that learn from frozen features
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -135,6 +137,13 @@ class _Job:
     probing: str = field(init=False)
 
     def __post_init__(self) -> None:
+        wrong = [name for name in self.probes if name not in _PROBES]
+        if wrong or not self.probes:
+            raise InputError(
+                f"an ablation probes frozen features: choose {', '.join(_PROBES)}, not {', '.join(wrong) or 'none'}"
+            )
+        if self.seeds < 1:
+            raise InputError(f"a probe needs at least 1 seed, not {self.seeds}")
         first, *others = self.grid.on.values()
         self.task = self.labels if isinstance(self.labels, Task) else load_labels(self.labels, known=first.ids)
         counts = {store.path: len(found_in(self.task, store.ids)[0]) for store in (first, *others)}

@@ -77,7 +77,7 @@ def _run_ablate(arguments: argparse.Namespace) -> int:
     }
     if arguments.labels or arguments.task:
         asked = {key: value for key, value in asked.items() if key not in ("labels", "task", "annotations")}
-    asked |= {key: value for key, value in given.items() if value}
+    asked |= {key: value for key, value in given.items() if value not in (None, [], {})}
     asked["grid"] = asked.get("grid", {}) | axes_of(arguments.grid)
     asked["settings"] = asked.get("settings", {}) | key_values(arguments.set, "--set")
     labels = _labels(asked.pop("labels", None), asked.pop("task", None), asked.pop("annotations", None))
