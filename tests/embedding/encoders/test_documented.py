@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lvmae.embedding import load_encoder
-from lvmae.embedding.encoders import _BUILT_IN
+from lvmae.embedding.encoders import _BUILT_IN, pe_av
 
 PAGE = (Path(__file__).parents[3] / "docs" / "encoders.md").read_text("utf-8")
 
@@ -47,6 +47,8 @@ def test_the_table_has_their_defaults(name: str) -> None:
         assert takes["revision"] is None
     if takes.get("num_frames") is not None:
         assert row["frames"] == str(takes["num_frames"])
+    if name == "pe-av":  # a number that the model leaves open
+        assert row["frames"] == str(pe_av._FRAMES)
     for column in row:
         assert row[column], f"{name} has no {column}"
 
