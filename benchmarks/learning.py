@@ -88,10 +88,8 @@ def cells(sources: list[str], pretrainings: int) -> list[tuple[Cell, str | None]
     listed: list[tuple[Cell, str | None]] = []
     for source in sources:
         listed += [*learnt(source, "seed-0"), *learnt(source, UNTRAINED), *probed(source, "raw", "transformer")]
-        listed += probed(source, "raw", "linear", "attentive")
-    for source in sources:
+        listed += [*probed(source, "raw", "linear", "attentive"), *probed(source, "raw", "mamba")]
         listed += [cell for seed in range(1, pretrainings) for cell in learnt(source, f"seed-{seed}")]
-        listed += probed(source, "raw", "mamba")
     return listed
 
 

@@ -42,6 +42,7 @@ def draw_figures(grid: Grid, groups: Sequence[Group], folder: Path) -> list[Path
 
 def _figure(grid: Grid, groups: Sequence[Group], axis: str) -> Figure:
     name, places = _scale(grid, axis)
+    scaled = axis == STORE and name != STORE
     probes = list(dict.fromkeys(group.probe for group in groups if group.values))
     figure = Figure(figsize=(0.8 + 4.2 * len(probes), 3.6), layout="constrained")
     for panel, probe in zip(figure.subplots(1, len(probes), squeeze=False)[0], probes, strict=True):
@@ -59,12 +60,12 @@ def _figure(grid: Grid, groups: Sequence[Group], axis: str) -> Figure:
                 ms=4,
                 capsize=3,
                 label=said,
+                ls="-" if scaled or isinstance(grid.axes[axis][0], int | float) else "",  # names are no order
             )
         _draw_raw(panel, [group for group in here if group.features == RAW], axis, places)
         unit = "" if here[0].metric == "MSE" else ", %"
         some = f", the best {len(lines)} of {len(lines) + left_out}" if left_out else ""
         panel.set(title=f"{probe} probe{some}", xlabel=name, ylabel=f"{here[0].metric}{unit}")
-        scaled = axis == STORE and name != STORE
         panel.set_xticks(list(places.values()), [f"{at:g}" if scaled else text_of(v) for v, at in places.items()])
         panel.grid(alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
