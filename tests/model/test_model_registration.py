@@ -24,4 +24,6 @@ def test_registered_whatever_comes_first(first: str) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import lvmae, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
