@@ -28,6 +28,8 @@ class Mean:
         kind, _, argument = self.options.get("trouble", "").partition("=")
         if kind == "raise":
             raise RuntimeError(argument)
+        if kind == "miss":
+            raise FileNotFoundError(argument)
         if kind == "log":
             time.sleep(0.2)
             with Path(argument).open("a") as log:
@@ -35,6 +37,8 @@ class Mean:
         if kind == "die" and (frames > 200).mean() > 0.9:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "hang" and (frames > 200).mean() > 0.9:
+            if argument:
+                Path(argument).touch()
             time.sleep(600)
         return frames.reshape(len(frames), 2, 4, 8, -1).mean(axis=(1, 3, 4)).astype(np.float32) / 255
 

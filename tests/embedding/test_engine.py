@@ -167,6 +167,8 @@ def test_workers_that_die_or_hang(
 def test_an_encoder_that_fails_ends_the_job(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="RuntimeError: out of luck"):
         embed(folder, tmp_path / "a", encoder_options={"trouble": "raise=out of luck"})
+    with pytest.raises(WorkError, match="FileNotFoundError: weights"):
+        embed(folder, tmp_path / "a", encoder_options={"trouble": "miss=weights"})
     with pytest.raises(WorkError, match="failed its self-test"):
         embed(folder, tmp_path / "b", encoder_options={"trouble": "self-test"})
 
@@ -175,9 +177,9 @@ SCRIPT = """
 import sys
 from lvmae.embedding import embed_videos, engine
 engine._COMMIT_SECONDS = 0.2
-folder, out, log = sys.argv[1:]
+folder, out, trouble = sys.argv[1:]
 try:
-    embed_videos(folder, out, encoder="jobs:Mean", encoder_options={"trouble": "log=" + log}, segment_seconds=1.0, workers=2,
+    embed_videos(folder, out, encoder="jobs:Mean", encoder_options={"trouble": trouble}, segment_seconds=1.0, workers=2,
                  batch_size=1)
 except KeyboardInterrupt as stop:
     print(stop)
@@ -185,9 +187,9 @@ except KeyboardInterrupt as stop:
 """
 
 
-def _start(folder: Path, out: Path) -> subprocess.Popen[str]:
+def _start(folder: Path, out: Path, trouble: str = "log") -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(out), str(out.with_suffix(".log"))]
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(out), f"{trouble}={out.with_suffix('.log')}"]
     return subprocess.Popen(
         command,
         env=environment,
@@ -217,6 +219,23 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: py
         found["encoded"] == found["segments"] + found["lost_in_flight"]
     )  # so nothing that was committed is done again
     assert found["encoded_though_committed_before"] == found["committed_shards_changed"] == found["orphans"] == 0
+
+
+def test_a_worker_that_hangs_ends_when_its_job_is_killed(
+    with_a_white_film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(HERE.parents[1] / "benchmarks")
+    family = importlib.import_module("watching").family
+    job = _start(with_a_white_film, tmp_path / "store", trouble="hang")
+    _wait(job, (tmp_path / "store.log").exists)
+    workers = family(job.pid)[0][1:]
+    assert workers
+    job.kill()
+    job.wait()  # its pipes are still held by the workers
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_second_job_on_the_same_store_is_refused(folder: Path, tmp_path: Path) -> None:

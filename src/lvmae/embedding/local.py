@@ -36,6 +36,7 @@ _ORPHAN_SECONDS = 0.5
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+_GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the other end of a connection
 _NEXT = "next"  # worker -> minder: decoded what I had, a file please; the answer is one, or None for the end of a round
 
 
@@ -59,11 +60,11 @@ def _work(descriptor: int, minder: int) -> None:
             while True:  # a None ends a round: what is decoded is encoded, and the worker waits for another
                 for message in embed_files(files(), encoder, job):
                     connection.send(message)
-        except (EOFError, OSError):
+        except _GONE:
             raise
         except Exception as error:
             connection.send(f"The encoder {job.encoder!r} failed: {type(error).__name__}: {error}")
-    except (EOFError, OSError):
+    except _GONE:
         pass  # the minder is gone, so no one waits for the rest
 
 
