@@ -90,12 +90,12 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
 
     def encode(now: VideoFile, fraction: float) -> Iterator[tuple[VideoFile, Event]]:
         vectors = encoder.encode_video(np.stack([frames for _, _, frames in batch]))
+        yield now, Advanced(len(batch), fraction)  # first: nobody listens any more behind the last record
         for (video, place, _), vector in zip(batch, vectors, strict=True):
             video.embeddings[place] = vector
             video.owed -= 1
             if video.owed == 0:
                 yield video.file, video.record()
-        yield now, Advanced(len(batch), fraction)
         batch.clear()
 
     file = None
