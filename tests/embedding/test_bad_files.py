@@ -129,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "no size.mp4": sized(good, 0, 0),
         "huge size.mp4": sized(good, 16384, 16384),
         "no canvas.gif": gif(beside, 0, 0),
-        "huge canvas.gif": gif(beside, 16384, 16384),
+        "huge canvas.gif": gif(beside, 16000, 16000),  # FFmpeg itself refuses 16384
         "unknown codec.mp4": good.replace(b"avc1", b"zzzz"),
     }
     for name, data in files.items():
@@ -180,7 +180,7 @@ def test_a_picture_that_claims_to_be_huge_takes_no_memory(folder: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(folder / "huge canvas.gif")]
     used = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert used < 400  # MiB; the canvas it claims has 1024, and 95 were seen
+    assert used < 400  # MiB; without a limit the decoder takes 1,987 for it, with it 90
 
 
 def test_a_file_without_read_permission(tmp_path: Path) -> None:
