@@ -375,8 +375,7 @@ def _recovers_at_once(unit: bytes) -> bool:
             return False
         size, place = size + unit[place], place + 1
         if kind == 6 and place < len(unit):
-            return (
-                unit[place] & 0xC0 == 0xC0
-            )  # a frame count of 0, in exponential Golomb code the bit 1, and exact_match_flag
+            # A frame count of 0, in exponential Golomb code the bit 1, and then exact_match_flag.
+            return unit[place] & 0xC0 == 0xC0
         place += size
     return False
