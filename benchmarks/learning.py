@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -39,6 +38,7 @@ from lvmae.evaluation import ProbeSettings, probe
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.progress import progress
 from lvmae.representations import represent
+from lvmae.store import cache_folder
 
 SOURCES: dict[str, Callable[[], Source]] = {"photographs": Photographs, "made-up": MadeUp}
 FRACTIONS = (0.01, 0.1, 1.0)
@@ -264,7 +264,9 @@ def main() -> None:
     """Runs the benchmark, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON; the figures and the table lie beside it")
-    parser.add_argument("--work", type=Path, default=Path("learning"), help="where cells, runs and stores are kept")
+    parser.add_argument(
+        "--work", type=Path, default=cache_folder() / "learning", help="where cells, runs and stores are kept"
+    )
     parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--seeds", type=int, default=5, help="of labels and initial weights")
     parser.add_argument("--pretrainings", type=int, default=3)
@@ -273,7 +275,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     listed = cells(arguments.sources, arguments.pretrainings)
-    began = time.monotonic()
     if arguments.minutes > 0:
         for name in arguments.sources:
             source = SOURCES[name]()
@@ -282,17 +283,19 @@ def main() -> None:
             make_procedures(arguments.work / name, source)
         run_all(listed, arguments.work, seeds=arguments.seeds, workers=arguments.workers, minutes=arguments.minutes)
     rows = list(gathered(arguments.work, listed))
+    files = [arguments.work / "cells" / f"{cell.name}.json" for cell, _ in listed]
+    seconds = [json.loads(file.read_text())["seconds"] for file in files if file.exists()]
     result = {
         "benchmark": "learning",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
-        "command": "python benchmarks/learning.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/learning.py --out benchmarks/results/learning.json",
         "seeds": arguments.seeds,
         "settings": SETTINGS,
         "probing": {key: value for key, value in asdict(PROBING).items() if key != "device"},
         "linear_standardized_lr": STANDARDIZED.linear_lr,
         "cells": len(listed),
-        "cells_done": sum((arguments.work / "cells" / f"{cell.name}.json").exists() for cell, _ in listed),
-        "seconds": round(time.monotonic() - began, 1),
+        "cells_done": len(seconds),
+        "core_minutes": round(sum(seconds) / 60),
         "pretrainings": pretrainings(arguments.work, listed),
         "rows": rows,
     }
