@@ -18,7 +18,6 @@ from films import write_film
 
 from lvmae.embedding import EmbedSummary, embed_videos
 from lvmae.errors import InputError, WorkError
-from lvmae.pretraining import pretrain
 from lvmae.store import EmbeddingStore, Failure, Manifest, StoreWriter, VideoRecord, merge_stores
 from lvmae.store.format import StoreFolder
 
@@ -154,6 +153,8 @@ def test_from_bucket_to_bucket_it_is_the_store_that_the_disk_has_and_it_can_be_l
     assert embed(videos, out).skipped == 6
     mapped = list((tmp_path / "cache" / "stores").glob("*.arrow"))
     assert mapped
+    from lvmae.pretraining import pretrain  # here, because the workers import this module for its encoder
+
     run = pretrain(out, tmp_path / "run", recipe="tiny", settings={"epochs": 1})
     assert (run / "model.safetensors").exists()
 
