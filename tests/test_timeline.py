@@ -149,6 +149,15 @@ def test_wrong_requests_are_one_sentence(store: EmbeddingStore) -> None:
         timeline(store, "planted", min_seconds=float("nan"))
 
 
+def test_a_clip_keeps_the_times_of_its_file(tmp_path: Path) -> None:
+    rows, starts = np.repeat(np.eye(4), 5, axis=0), 600.0 + np.arange(20) * 5.0
+    with StoreWriter(tmp_path / "store", Manifest("other", 4, {"kind": "fixed", "seconds": 5.0}, {})) as writer:
+        writer.add(VideoRecord("clip", "v.mp4", 100.0, starts, starts + 5, rows))
+    found = timeline(EmbeddingStore.open(tmp_path / "store"), "clip")
+    assert [(c.start, c.end) for c in found.chapters] == [(600 + 25 * n, 625 + 25 * n) for n in range(4)]
+    found.save(tmp_path / "clip.png")  # its axis is the clip's
+
+
 def test_a_store_without_a_text_side_has_numbered_chapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.repeat(np.eye(4), 5, axis=0)  # four things, each five times, to the bit
     with StoreWriter(tmp_path / "store", Manifest("other", 4, {"kind": "fixed", "seconds": 5.0}, {})) as writer:

@@ -137,7 +137,8 @@ def timeline(
         raise InputError(
             f"{video!r} has {len(unit)} segments, so it can have 1 to {len(unit)} chapters, not {chapters}"
         )
-    edges = np.append(record.starts, record.duration)  # (L + 1,) a chapter's possible borders
+    end = min(record.ends[-1], record.starts[0] + record.duration)  # of a clip, seconds of its file
+    edges = np.append(record.starts, end)  # (L + 1,) a chapter's possible borders
     if chapters is not None:
         borders = segment_exactly(unit, chapters)
     else:
@@ -151,7 +152,7 @@ def timeline(
         duration=float(record.duration),
         chapters=tuple(
             Chapter(
-                start=float(edges[first]) if first else 0.0,
+                start=float(edges[first]),
                 end=float(edges[last]),
                 title=said[0].capitalize() if said else f"Chapter {number}",
                 words=said,
@@ -275,7 +276,7 @@ def _draw(found: Timeline) -> bytes:
     axes.step(times, values, where="mid", color=colours[0], linewidth=1.1)
     top = float(max(values.max(initial=0.0), 0.05)) * 1.08
     low = min(0.0, float(values.min(initial=0.0)))
-    axes.set(xlim=(0, found.duration), ylim=(low, top * 1.7), ylabel="novelty")
+    axes.set(xlim=(found.chapters[0].start, found.chapters[-1].end), ylim=(low, top * 1.7), ylabel="novelty")
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= top])
     for chapter in found.chapters:
         # Upright, because a chapter may be too narrow for a title that lies.

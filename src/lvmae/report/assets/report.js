@@ -200,8 +200,9 @@
   const TICKS = { from: 95, to: 100 };
   const LOW = { from: 116, to: 162 };
   const HEIGHT = 182;
-  const across = (time) => (time / span()) * byId("overview").clientWidth;
-  const span = () => open(video).ends[open(video).ends.length - 1] || 1;
+  const begin = () => open(video).starts[0]; // of a clip, not 0
+  const across = (time) => ((time - begin()) / span()) * byId("overview").clientWidth;
+  const span = () => open(video).ends[open(video).ends.length - 1] - begin() || 1;
 
   /** A stepped path: each segment at its own height. Gaps where the value is null. */
   function steps(values, height) {
@@ -262,7 +263,7 @@
     }
     const least = (span() * 70) / Math.max(width, 1); // at most one label every 70 pixels
     const every = [5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600].find((step) => step >= least) ?? 7200;
-    for (let time = 0; time < span() - least * 0.35; time += every) {
+    for (let time = Math.ceil(begin() / every) * every; time < begin() + span() - least * 0.35; time += every) {
       parts.push(draw("text", { x: across(time), y: HEIGHT - 3 }, clock(time)));
     }
     parts.push(draw("rect", { class: "o-cursor", id: "cursor", y: TOP.from - 4, height: LOW.to - TOP.from + 4 }));
@@ -281,7 +282,7 @@
 
   function segmentAt(clientX) {
     const box = byId("overview").getBoundingClientRect();
-    const time = ((clientX - box.left) / box.width) * span();
+    const time = begin() + ((clientX - box.left) / box.width) * span();
     const { starts } = open(video);
     let at = starts.findIndex((start) => start > time) - 1;
     if (at === -2) at = starts.length - 1;

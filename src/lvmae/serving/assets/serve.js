@@ -181,7 +181,9 @@
   const HIGH = { from: 12, to: 62 };
   const LOW = { from: 72, to: 106 };
   const BOTTOM = 124;
-  const across = (time) => (time / (opened.duration || 1)) * byId("overview").clientWidth;
+  const begin = () => opened.starts[0]; // of a clip, not 0
+  const span = () => opened.ends[opened.ends.length - 1] - begin() || 1;
+  const across = (time) => ((time - begin()) / span()) * byId("overview").clientWidth;
 
   function overview() {
     if (!opened) return;
@@ -200,9 +202,9 @@
     };
     if (opened.scores) line(opened.scores, HIGH, "o-rebuilt");
     line(opened.novelty, LOW, "o-novelty-line");
-    const least = (opened.duration * 70) / width;
+    const least = (span() * 70) / width;
     const every = [5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600].find((step) => step >= least) ?? 7200;
-    for (let time = 0; time < opened.duration - least * 0.35; time += every) parts.push(draw("text", { x: across(time), y: BOTTOM }, clock(time)));
+    for (let time = Math.ceil(begin() / every) * every; time < begin() + span() - least * 0.35; time += every) parts.push(draw("text", { x: across(time), y: BOTTOM }, clock(time)));
     parts.push(draw("rect", { class: "o-cursor", id: "cursor", y: HIGH.from - 6, height: LOW.to - HIGH.from + 6 }));
     svg.setAttribute("viewBox", `0 0 ${width} 128`);
     svg.replaceChildren(...parts);
@@ -250,7 +252,7 @@
   });
   byId("overview").addEventListener("pointerdown", (event) => {
     const box = byId("overview").getBoundingClientRect();
-    const time = ((event.clientX - box.left) / box.width) * opened.duration;
+    const time = begin() + ((event.clientX - box.left) / box.width) * span();
     const after = opened.starts.findIndex((start) => start > time);
     move((after < 0 ? opened.starts.length : after) - 1);
   });
