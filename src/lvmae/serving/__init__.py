@@ -137,12 +137,14 @@ def application(library: Library) -> Starlette:
 
     @lru_cache(maxsize=_PICTURES_KEPT)
     def picture(video: int, segment: int) -> bytes | None:
+        from lvmae.embedding.opening import is_url
         from lvmae.embedding.video import thumbnails
 
         record = store[video]
+        if is_url(record.source):
+            return None  # whoever may see the page must not have this machine ask others for things
         try:
             middle = float(record.starts[segment] + record.ends[segment]) / 2
-            # Opens regular files alone: a source that names another machine is refused there.
             return thumbnails(record.source, [middle], _PICTURE_HEIGHT)[0] or None
         except LVMAEError:
             return None  # the video is gone or damaged: the page shows the time in its place
