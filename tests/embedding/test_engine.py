@@ -101,7 +101,7 @@ def test_bad_files_are_failures_with_reasons(folder: Path, plain: Path, tmp_path
     assert reasons["empty"] == "the file is empty"
     assert "index is missing" in reasons["half"]
     assert "not a video" in reasons["words"]
-    assert reasons["pipe"] == "not a regular file"
+    assert reasons["pipe"] == "it is a pipe or a device, not a file"
     assert contents(tmp_path / "store")["good"][4] == contents(plain)["sub/5"][4]
 
     (videos / "empty.mp4").write_bytes(good)

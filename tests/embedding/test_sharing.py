@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jobs import MEAN, Mean, contents, embed
 from lvmae.embedding import local, work
 from lvmae.embedding.segmentation import SegmentRule
 from lvmae.embedding.sources import VideoFile
-from lvmae.embedding.work import Advanced, Job, embed_files, joined, shared_out
+from lvmae.embedding.work import Advanced, Event, Job, embed_files, joined, shared_out
 from lvmae.store import EmbeddingStore, Failure, VideoRecord
 
 JOB = Job(MEAN, {}, SegmentRule(1.0), batch_size=4)
@@ -61,6 +62,45 @@ def only_failure(file: VideoFile) -> str:
     assert len(events) == 1
     assert isinstance(events[0], Failure)
     return events[0].reason
+
+
+# --- an accelerator -------------------------------------------------------------------------------------------------------
+
+
+class Accelerated(Mean):
+    """An encoder that does not end its first batch before the second film is asked for."""
+
+    on_accelerator = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_meanwhile: bool | None = None
+        self.asked = threading.Event()
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        if self.asked_meanwhile is None:
+            self.asked_meanwhile = self.asked.wait(20)
+        return super().encode_video(frames)
+
+
+def test_an_accelerator_encodes_while_the_next_film_is_decoded(tmp_path: Path) -> None:
+    films = [write_long(tmp_path / f"{seconds}.mp4", seconds) for seconds in (8, 5, 6)]
+    (tmp_path / "bad.mp4").write_bytes(films[0].read_bytes()[:40_000])
+    videos = [VideoFile(path.stem, str(path)) for path in [*films[:2], tmp_path / "bad.mp4", films[2]]]
+    job, encoder = replace(JOB, batch_size=8), Accelerated()
+
+    def handed_out() -> Iterator[VideoFile]:
+        for number, video in enumerate(videos):
+            if number == 1:
+                encoder.asked.set()
+            yield video
+
+    def told(events: Iterator[tuple[VideoFile, Event]]) -> dict[str, object]:
+        ends = {file.id: event for file, event in events if not isinstance(event, Advanced)}
+        return {key: e.reason if isinstance(e, Failure) else e.embeddings.tolist() for key, e in ends.items()}
+
+    assert told(embed_files(handed_out(), encoder, job)) == told(embed_files(videos, Mean(), job))
+    assert encoder.asked_meanwhile
 
 
 # --- clips ----------------------------------------------------------------------------------------------------------------
@@ -157,7 +197,11 @@ def test_a_worker_that_dies_on_one_part_does_not_take_the_others_along(
     assert len(records) == 1
     assert len(records[0].starts) == SECONDS
     given = [file.part for file in shared]
-    assert sorted(given) == [0, 1, 2, 3, 3]  # one part was done again, the others were not
+    assert set(given) == {0, 1, 2, 3}
+    again = [part for part in range(4) if given.count(part) > 1]
+    # Batches cross the borders of parts, so the worker may have held the end of the one before.
+    assert again in ([3], [2, 3], [1, 3])
+    assert len(given) == 4 + len(again)
 
     shared.clear()
     white = write_long(tmp_path / "white.mp4", white_from=25 * 12)

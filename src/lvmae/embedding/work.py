@@ -1,17 +1,18 @@
 """The work itself: files -> records and failures, one process, no knowledge of who runs it.
 
 Enters: files, one after the other, and a `Job` that says what to do with each. Leaves: events, the last of which for every file is
-its `VideoRecord` or its `Failure`. Times are those of the source file, also of a clip. Price: one batch of frames, and the
-vectors of unfinished videos. `lvmae.embedding.local` runs
-this in processes of one machine, `lvmae.embedding.cluster` in actors of a Ray cluster; so both make the same store.
+its `VideoRecord` or its `Failure`. Times are those of the source file, also of a clip. Price: one batch of frames, two where the
+encoder is on an accelerator, and the vectors of unfinished videos. `lvmae.embedding.local` runs this in processes of one machine,
+`lvmae.embedding.cluster` in actors of a Ray cluster; so both make the same store.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -86,18 +87,14 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
     Errors of the encoder are not a file's fault and are raised. The record of a part of a file holds that part's segments and the
     whole file's duration; a part is never shortened.
     """
-    batch: list[tuple[_Video, int, np.ndarray]] = []
+    with _Encoding(encoder) as encoding:
+        yield from _embed_files(files, encoder, job, encoding)
 
-    def encode(now: VideoFile, fraction: float) -> Iterator[tuple[VideoFile, Event]]:
-        vectors = encoder.encode_video(np.stack([frames for _, _, frames in batch]))
-        yield now, Advanced(len(batch), fraction)  # first: nobody listens any more behind the last record
-        for (video, place, _), vector in zip(batch, vectors, strict=True):
-            video.embeddings[place] = vector
-            video.owed -= 1
-            if video.owed == 0:
-                yield video.file, video.record()
-        batch.clear()
 
+def _embed_files(
+    files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job, encoding: _Encoding
+) -> Iterator[tuple[VideoFile, Event]]:
+    batch: list[_Segment] = []
     file = None
     for file in files:
         try:
@@ -123,16 +120,64 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
                     if video.owed == 0:
                         yield file, video.record()
                 else:
-                    batch[:] = [entry for entry in batch if entry[0] is not video]
+                    batch = [segment for segment in batch if segment[0] is not video]
                     yield file, failure_of(file, error)
                 break
             batch.append((video, place, frames))
             if len(batch) == job.batch_size:
-                yield from encode(file, (place + 1) / len(video.starts))
+                yield from encoding.add(batch, file, (place + 1) / len(video.starts))
+                batch = []
         if len(video.starts) == 0:  # a part of a file that has fewer segments than parts
             yield file, video.record()
     if batch and file is not None:
-        yield from encode(file, 1.0)
+        yield from encoding.add(batch, file, 1.0)
+    yield from encoding.rest()
+
+
+_Segment = tuple[_Video, int, np.ndarray]  # whose, its place, its frames
+
+
+class _Encoding:
+    """Batches of segments -> the events of their videos. On an accelerator, one batch is encoded while the next is decoded."""
+
+    def __init__(self, encoder: SegmentEncoder) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1) if getattr(encoder, "on_accelerator", False) else None
+        self._waiting: tuple[list[_Segment], VideoFile, float, Future[np.ndarray]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def add(self, batch: list[_Segment], now: VideoFile, fraction: float) -> Iterator[tuple[VideoFile, Event]]:
+        """Takes a batch; `now` is the file in hand and `fraction` how far it is. The events may be those of the batch before."""
+        frames = np.stack([frames for _, _, frames in batch])
+        if self._thread is None:
+            yield from _encoded(batch, now, fraction, self._encoder.encode_video(frames))
+            return
+        yield from self.rest()
+        self._waiting = batch, now, fraction, self._thread.submit(self._encoder.encode_video, frames)
+
+    def rest(self) -> Iterator[tuple[VideoFile, Event]]:
+        """The events of the batch that is being encoded."""
+        if self._waiting is not None:
+            batch, now, fraction, future = self._waiting
+            self._waiting = None
+            yield from _encoded(batch, now, fraction, future.result())
+
+
+def _encoded(
+    batch: list[_Segment], now: VideoFile, fraction: float, vectors: np.ndarray
+) -> Iterator[tuple[VideoFile, Event]]:
+    yield now, Advanced(len(batch), fraction)  # first: nobody listens any more behind the last record
+    for (video, place, _), vector in zip(batch, vectors, strict=True):
+        video.embeddings[place] = vector
+        video.owed -= 1
+        if video.owed == 0:
+            yield video.file, video.record()
 
 
 def _begin(

@@ -53,7 +53,10 @@ _BUILT_IN = {
 
 @runtime_checkable
 class SegmentEncoder(Protocol):
-    """What the engine asks of an encoder. Implementations may batch as they like; one result must not depend on its neighbours."""
+    """What the engine asks of an encoder. Implementations may batch as they like; one result must not depend on its neighbours.
+
+    One that also has `on_accelerator` set to True is called in a thread of its own, while the next batch is decoded.
+    """
 
     name: str
     dim: int

@@ -434,6 +434,7 @@ class HubEncoder(ABC):
     def __init__(self, snapshot: Snapshot, *, device: str = "auto", dtype: str = "auto") -> None:
         self.snapshot = snapshot
         self.device = pick_device(device)
+        self.on_accelerator = self.device.type != "cpu"
         self._dtype_option = one_of("dtype", dtype, tuple(_DTYPES))
         self._dtype = _DTYPES[dtype] or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
 
