@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -222,6 +223,14 @@ def test_actors_and_tasks_are_counted() -> None:
     assert {len(task) for task in _tasks(files[:20], actors=4)} == {1}
 
 
+def named(process: psutil.Process) -> str:
+    """Its command; nothing where it has just ended."""
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def test_a_node_killed_in_the_middle_loses_nothing(
     cluster: Cluster, folder: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -231,10 +240,11 @@ def test_a_node_killed_in_the_middle_loses_nothing(
 
     def kill() -> None:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        wait_for(lambda: any("_Actor" in "".join(p.cmdline()) for p in raylet.children()) and encoded(log) >= 6)
+        wait_for(lambda: any("_Actor" in named(p) for p in raylet.children()) and encoded(log) >= 6)
         for process in [raylet, *raylet.children(recursive=True)]:
-            killed.append("".join(process.cmdline()))
-            process.kill()
+            killed.append(named(process))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
