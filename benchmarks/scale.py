@@ -263,10 +263,10 @@ def decode_rates(embed: dict[str, Any] | None) -> dict[str, float]:
         print("without benchmarks/results/embed.json the tables lack the decoding", file=sys.stderr)
         return {}
     rates: dict[str, float] = {}
-    for film, found in embed["decode"].items():
+    for film, found in embed["decoding"].items():
         height, _, gop = film.partition("-gop")
-        took = found["ffmpeg_one_thread_seconds"] * found["over_ffmpeg_one_thread"]["one_process"]
-        if gop == "250" or height not in rates:  # x264's own distance of key frames
+        took = found["seconds"]["one_process"]["wall"]
+        if gop.startswith("250") or height not in rates:  # x264's own distance of key frames
             rates[height] = embed["minutes"] * 60 / took
     return rates
 
