@@ -126,7 +126,9 @@ def run(cell: Cell, work: Path, seeds: int) -> dict[str, Any]:
     return result
 
 
-def run_all(listed: list[tuple[Cell, str | None]], work: Path, *, seeds: int, workers: int, minutes: float) -> None:
+def run_all(
+    listed: list[tuple[Cell, str | None]], work: Path, *, seeds: int, mamba_seeds: int, workers: int, minutes: float
+) -> None:
     """Every cell that has no file yet, `workers` at a time; none is begun after `minutes`."""
     (work / "cells").mkdir(parents=True, exist_ok=True)
     done = {path.stem for path in (work / "cells").glob("*.json")}
@@ -141,7 +143,8 @@ def run_all(listed: list[tuple[Cell, str | None]], work: Path, *, seeds: int, wo
             ready = [(cell, after) for cell, after in todo if after is None or after in done]
             for cell, after in ready[: workers - len(running)] if time.monotonic() < ends else []:
                 todo.remove((cell, after))
-                running[pool.submit(run, cell, work, seeds)] = cell.name
+                count = mamba_seeds if cell.probes == ("mamba",) else seeds
+                running[pool.submit(run, cell, work, count)] = cell.name
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -269,6 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--seeds", type=int, default=5, help="of labels and initial weights")
+    parser.add_argument("--mamba-seeds", type=int, help="of the slowest baseline (default: as many)")
     parser.add_argument("--pretrainings", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that; 0 only gathers")
@@ -281,15 +285,23 @@ def main() -> None:
             if not (arguments.work / name / "agreement.csv").exists():  # written last
                 check_sets(source)
             make_procedures(arguments.work / name, source)
-        run_all(listed, arguments.work, seeds=arguments.seeds, workers=arguments.workers, minutes=arguments.minutes)
+        run_all(
+            listed,
+            arguments.work,
+            seeds=arguments.seeds,
+            mamba_seeds=arguments.mamba_seeds or arguments.seeds,
+            workers=arguments.workers,
+            minutes=arguments.minutes,
+        )
     rows = list(gathered(arguments.work, listed))
     files = [arguments.work / "cells" / f"{cell.name}.json" for cell, _ in listed]
     seconds = [json.loads(file.read_text())["seconds"] for file in files if file.exists()]
     result = {
         "benchmark": "learning",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
-        "command": "python benchmarks/learning.py --out benchmarks/results/learning.json",
+        "sources": arguments.sources,
         "seeds": arguments.seeds,
+        "mamba_seeds": arguments.mamba_seeds or arguments.seeds,
         "settings": SETTINGS,
         "probing": {key: value for key, value in asdict(PROBING).items() if key != "device"},
         "linear_standardized_lr": STANDARDIZED.linear_lr,
