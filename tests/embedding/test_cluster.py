@@ -255,6 +255,6 @@ def test_a_node_killed_in_the_middle_loses_nothing(
     assert any("_Actor" in name for name in killed)
     assert (summary.embedded, summary.failed) == (VIDEOS, 0)
     assert contents(tmp_path / "store") == plain
-    # Done again is at most the task in flight on that node: one file here, and what its worker had logged of it.
-    assert VIDEOS * SEGMENTS <= encoded(log) <= (VIDEOS + 1) * SEGMENTS
+    # Done again is at most what was in flight on that node: the task in hand, one file here, and one whose result was still there.
+    assert VIDEOS * SEGMENTS <= encoded(log) <= (VIDEOS + 2) * SEGMENTS
     cluster.worker_nodes.remove(node)

@@ -14,7 +14,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lvmae.ablation.grid import SEED, STORE, Grid, text_of
-from lvmae.ablation.results import LEARNT, RAW, Group
+from lvmae.ablation.results import Group
+from lvmae.evaluation.features import LEARNT, RAW
 
 _MOST_LINES = 8
 _NAMES = {

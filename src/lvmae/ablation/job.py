@@ -29,10 +29,11 @@ from filelock import FileLock, Timeout
 from lvmae.ablation.cost import cost
 from lvmae.ablation.figures import draw_figures
 from lvmae.ablation.grid import STORE, Cell, Grid
-from lvmae.ablation.results import DONE, FAILED, LEARNT, RAW, columns, groups, settings_of
+from lvmae.ablation.results import DONE, FAILED, columns, groups, settings_of
 from lvmae.ablation.tables import latex, markdown, plan_text
 from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.evaluation import ProbeSettings, ProbeTable, Task, load_labels, probe
+from lvmae.evaluation.features import LEARNT, RAW
 from lvmae.evaluation.labels import found_in
 from lvmae.pretraining import Stopped, pretrain, read_metrics
 from lvmae.progress import progress
@@ -113,7 +114,6 @@ def plan(
     probes: Sequence[str] = ("linear", "attentive"),
     seeds: int = 5,
     probe_settings: ProbeSettings | None = None,
-    raw: bool = False,
 ) -> str:
     """What `ablate` would do, as text: the cells, what each costs, and which of them are done. Writes nothing."""
     job = _Job(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from lvmae.ablation.grid import RECIPE, SEED, STORE, Grid
+from lvmae.evaluation.features import LEARNT, RAW
 from lvmae.recipes import Recipe
 
 DONE, FAILED = "done", "failed"
-RAW, LEARNT = "raw embeddings", "LV-MAE"  # as a probe's table names features
 
 _MEASURED: dict[str, Any] = {
     "cell": str, "status": str, "reason": str, "store": str, "store_path": str, "space_id": str, "segment_seconds": float,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from lvmae.ablation.cost import Cost
 from lvmae.ablation.grid import text_of
-from lvmae.ablation.results import RAW, Group
+from lvmae.ablation.results import Group
+from lvmae.evaluation.features import RAW
 from lvmae.evaluation.tables import aligned
 from lvmae.evaluation.tables import markdown as markdown_lines
 

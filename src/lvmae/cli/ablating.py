@@ -83,6 +83,7 @@ def _run_ablate(arguments: argparse.Namespace) -> int:
     labels = _labels(asked.pop("labels", None), asked.pop("task", None), asked.pop("annotations", None))
     stores = asked.pop("stores", {})
     if arguments.dry_run:
+        asked.pop("raw", None)  # costs no pre-training
         print(plan(stores, labels, arguments.out, **asked))
         return 0
     found = ablate(stores, labels, arguments.out, **asked)

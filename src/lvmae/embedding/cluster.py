@@ -7,7 +7,8 @@ of a few files each, to what nodes there are, runs the tasks of a lost node agai
 
 What is made again need not come in the same order, so Ray's word for what was delivered is not taken: the driver knows which files
 have ended, drops what comes of them later, and runs another round for those that Ray says are done and are not. So nothing is lost
-and nothing is there twice. Price: what was in flight on a lost node is done again, a task of at most 16 files an actor.
+and nothing is there twice. Price: what was in flight on a lost node is done again: for each actor the task in hand, of at most 16
+files, and one whose result was not fetched yet.
 
 Every node needs this package, the encoder's weights, and the videos at the same paths or by URL.
 """
@@ -33,7 +34,7 @@ import ray.data
 from ray.exceptions import RayError
 
 from lvmae.embedding.local import Crew
-from lvmae.embedding.sources import VideoFile
+from lvmae.embedding.sources import VideoFile, is_url
 from lvmae.embedding.work import Advanced, Event, Job
 from lvmae.errors import InputError, WorkError
 from lvmae.store import Failure, VideoRecord
@@ -216,7 +217,7 @@ def _tasks(files: list[VideoFile], actors: int) -> list[list[VideoFile]]:
 
 def _for_any_process(path: str) -> str:
     """Actors have a working directory of their own, so a path of this machine has to be absolute."""
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - links stay as they are
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as they are
 
 
 def _as_asked(event: VideoRecord | Failure, file: VideoFile) -> VideoRecord | Failure:

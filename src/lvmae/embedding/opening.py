@@ -23,6 +23,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from lvmae.embedding.sources import is_url
 from lvmae.errors import WorkError
 
 # Demuxers that make pictures of text, and those that follow what a file says to other files.
@@ -45,9 +46,9 @@ class VideoError(WorkError):
     decoded_until: float = 0.0
 
 
-def is_url(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is for fsspec; `file://` is a path of this machine."""
-    return isinstance(path, str) and "://" in path and not path.startswith("file://")
+    return isinstance(path, str) and is_url(path) and not path.startswith("file://")
 
 
 class opened:
@@ -60,7 +61,7 @@ class opened:
 
     def __enter__(self) -> tuple[InputContainer, VideoStream]:
         try:
-            self.container = self._open_url(str(self.path)) if is_url(self.path) else self._open_local()
+            self.container = self._open_url(str(self.path)) if is_remote(self.path) else self._open_local()
         except VideoError:
             self._close_remote()
             raise

@@ -2,7 +2,7 @@
 
 Enters: a path or URL, and ascending times. Leaves: for each time the frame that a player shows then, the last whose presentation
 time is not later, counted from the start of the file (the earliest of its streams); before the first frame, the first. Price:
-0.6-0.8 of decoding what lies between the first and the last of them; memory for two groups of pictures of packets.
+0.6-0.9 of decoding what lies between the first and the last of them; memory for two groups of pictures of packets.
 
 The fast path decides packet by packet, from time stamps alone, before anything is decoded:
 - frames nobody refers to are skipped unless wanted (`skip_frame` of FFmpeg's decoders);

@@ -102,7 +102,7 @@ def find_videos(inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     for one in (os.fspath(path) for path in given):
         if one.lower().endswith(MANIFEST_SUFFIXES):
             found += _in_manifest(one)
-        elif _is_url(one):
+        elif is_url(one):
             found += _at_url(one)
         else:
             found += _at_path(Path(one))
@@ -150,7 +150,7 @@ def _named(found: list[_Found]) -> list[VideoFile]:
         if known is not None and known != video:
             if one.id is not None or one.origin:
                 raise InputError(f"{one.origin} gives the id {video.id!r} a second time{rows[video.id]}.")
-            video = replace(video, id=_printable(Path(one.path).as_posix() if not _is_url(one.path) else one.path))
+            video = replace(video, id=_printable(Path(one.path).as_posix() if not is_url(one.path) else one.path))
         videos[video.id] = video
         rows.setdefault(video.id, f", after {one.origin}" if one.origin else "")
     return list(videos.values())
@@ -160,7 +160,8 @@ def _without_suffix(name: str) -> str:
     return name.removesuffix(posixpath.splitext(name)[1])
 
 
-def _is_url(path: str) -> bool:
+def is_url(path: str) -> bool:
+    """Whether a path names its protocol, and is not to be joined or made absolute."""
     return "://" in path
 
 
@@ -236,7 +237,7 @@ def _in_manifest(manifest: str) -> Iterator[_Found]:
         if end is not None and end <= (start or 0.0):
             raise InputError(f"{origin}: the clip ends at {end:g} s, which is not after its start at {start or 0:g} s.")
         own = row.get("id")
-        elsewhere = _is_url(path) or Path(path).is_absolute()
+        elsewhere = is_url(path) or Path(path).is_absolute()
         yield _Found(
             posixpath.basename(path) if elsewhere else path.removeprefix("./"),
             path if elsewhere else _beside(manifest, path),
@@ -294,6 +295,6 @@ def _seconds(row: Mapping[str, Any], column: str, origin: str) -> float | None:
 
 
 def _beside(manifest: str, path: str) -> str:
-    if _is_url(manifest):
+    if is_url(manifest):
         return f"{manifest.rpartition('/')[0]}/{path}"
     return str(Path(manifest).parent / path)

@@ -1,8 +1,8 @@
 """Video files to frames: probing, and one streaming decode that converts nothing but the frames asked for.
 
-Enters: a path or URL, and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.8 of decoding what lies between the first and the
+Enters: a path or URL, and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.9 of decoding what lies between the first and the
 last of them (see `lvmae.embedding.picking`), memory for two groups of pictures of packets and the segments that overlap. Nothing is
-written to disk and no file is decoded twice.
+written to disk, and a file is decoded once, unless it breaks the rules that the fast path goes by.
 
 What is "the frame at time t": what a player shows then, the last frame whose presentation time is <= t, counted from the
 start of the file as a player counts (the earliest of its streams); before the first frame, the first. Rotation and pixel

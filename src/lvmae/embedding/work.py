@@ -88,50 +88,44 @@ def embed_files(files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job) -
     whole file's duration; a part is never shortened.
     """
     with _Encoding(encoder) as encoding:
-        yield from _embed_files(files, encoder, job, encoding)
-
-
-def _embed_files(
-    files: Iterable[VideoFile], encoder: SegmentEncoder, job: Job, encoding: _Encoding
-) -> Iterator[tuple[VideoFile, Event]]:
-    batch: list[_Segment] = []
-    file = None
-    for file in files:
-        try:
-            video = yield from _begin(file, encoder, job.rule)
-            decoded = decode_segments(
-                file.path,
-                video.starts,
-                video.ends,
-                num_frames=encoder.num_frames,
-                image_size=encoder.image_size,
-                interpolation=encoder.interpolation,
-                framing=encoder.framing,
-            )
-        except Exception as error:
-            yield file, failure_of(file, error)
-            continue
-        for place in range(len(video.starts)):
+        batch: list[_Segment] = []
+        file = None
+        for file in files:
             try:
-                frames = next(decoded)
+                video = yield from _begin(file, encoder, job.rule)
+                decoded = decode_segments(
+                    file.path,
+                    video.starts,
+                    video.ends,
+                    num_frames=encoder.num_frames,
+                    image_size=encoder.image_size,
+                    interpolation=encoder.interpolation,
+                    framing=encoder.framing,
+                )
             except Exception as error:
-                if job.keep_partial and place and file.parts == 1 and isinstance(error, VideoError):
-                    video.shorten(place, str(error))
-                    if video.owed == 0:
-                        yield file, video.record()
-                else:
-                    batch = [segment for segment in batch if segment[0] is not video]
-                    yield file, failure_of(file, error)
-                break
-            batch.append((video, place, frames))
-            if len(batch) == job.batch_size:
-                yield from encoding.add(batch, file, (place + 1) / len(video.starts))
-                batch = []
-        if len(video.starts) == 0:  # a part of a file that has fewer segments than parts
-            yield file, video.record()
-    if batch and file is not None:
-        yield from encoding.add(batch, file, 1.0)
-    yield from encoding.rest()
+                yield file, failure_of(file, error)
+                continue
+            for place in range(len(video.starts)):
+                try:
+                    frames = next(decoded)
+                except Exception as error:
+                    if job.keep_partial and place and file.parts == 1 and isinstance(error, VideoError):
+                        video.shorten(place, str(error))
+                        if video.owed == 0:
+                            yield file, video.record()
+                    else:
+                        batch = [segment for segment in batch if segment[0] is not video]
+                        yield file, failure_of(file, error)
+                    break
+                batch.append((video, place, frames))
+                if len(batch) == job.batch_size:
+                    yield from encoding.add(batch, file, (place + 1) / len(video.starts))
+                    batch = []
+            if len(video.starts) == 0:  # a part of a file that has fewer segments than parts
+                yield file, video.record()
+        if batch and file is not None:
+            yield from encoding.add(batch, file, 1.0)
+        yield from encoding.rest()
 
 
 _Segment = tuple[_Video, int, np.ndarray]  # whose, its place, its frames

@@ -137,11 +137,11 @@ def application(library: Library) -> Starlette:
 
     @lru_cache(maxsize=_PICTURES_KEPT)
     def picture(video: int, segment: int) -> bytes | None:
-        from lvmae.embedding.opening import is_url
+        from lvmae.embedding.opening import is_remote
         from lvmae.embedding.video import thumbnails
 
         record = store[video]
-        if is_url(record.source):
+        if is_remote(record.source):
             return None  # whoever may see the page must not have this machine ask others for things
         try:
             middle = float(record.starts[segment] + record.ends[segment]) / 2

@@ -64,15 +64,8 @@ class _FrameAverage(HubEncoder):
         return frames.reshape(*pixels.shape[:2], -1).mean(1)
 
     def _embed_text(self, texts: list[str]) -> torch.Tensor:
-        tokens = self._tokenizer(
-            texts,
-            padding="max_length",
-            padding_side="right",  # both were trained so; a Gemma tokeniser's own default is the left
-            truncation=True,
-            max_length=self._network.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        return self._text_features(tokens.to(self.device))
+        # Both were trained with padding on the right; a Gemma tokeniser's own default is the left.
+        return self._text_features(self._tokens(texts, padding_side="right"))
 
     def _text_features(self, tokens: Any) -> torch.Tensor:
         raise NotImplementedError

@@ -430,6 +430,8 @@ class HubEncoder(ABC):
     space_id: str
     licence: str
     options: dict[str, Any]
+    _network: Any  # these two are the adapter's to set
+    _tokenizer: Any
 
     def __init__(self, snapshot: Snapshot, *, device: str = "auto", dtype: str = "auto") -> None:
         self.snapshot = snapshot
@@ -480,6 +482,14 @@ class HubEncoder(ABC):
         """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError where there is no text side."""
         parts = [texts[i : i + _TEXT_BATCH] for i in range(0, len(texts), _TEXT_BATCH)]
         return self._normalised([v for part in parts for v in self._in_parts(self._embed_text, part)])
+
+    def _tokens(self, texts: list[str], **options: Any) -> Any:
+        """Texts as the tokenizer has them, each padded or cut to the text tower's length, on the device."""
+        length = self._network.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", **options
+        )
+        return tokens.to(self.device)
 
     def self_test(self) -> None:
         """Photographs of a palace and a flower, and those two words, must get different, finite vectors. Raises WorkError.

@@ -71,13 +71,7 @@ class LanguageBind(HubEncoder):
         return features
 
     def _embed_text(self, texts: list[str]) -> torch.Tensor:
-        tokens = self._tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=self._network.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.device)
+        tokens = self._tokens(texts)
         features: torch.Tensor = self._network.get_text_features(**tokens).pooler_output
         return features
 

@@ -61,13 +61,7 @@ class VideoPrism(HubEncoder):
         return pooled[:, 0]  # (B, 1, dim): one query pools
 
     def _embed_text(self, texts: list[str]) -> torch.Tensor:
-        tokens = self._tokenizer(
-            [canonical(text) for text in texts],
-            padding="max_length",
-            truncation=True,
-            max_length=self._network.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.device)
+        tokens = self._tokens([canonical(text) for text in texts])
         features: torch.Tensor = self._network.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output

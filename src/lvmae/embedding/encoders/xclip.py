@@ -61,13 +61,7 @@ class XCLIP(HubEncoder):
         return features
 
     def _embed_text(self, texts: list[str]) -> torch.Tensor:
-        tokens = self._tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=self._network.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.device)
+        tokens = self._tokens(texts)
         features: torch.Tensor = self._network.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
