@@ -39,10 +39,12 @@ from typing import Any
 import av
 import numpy as np
 
-from lvmae.embedding import embed_videos, load_encoder, video
-from lvmae.embedding.segmentation import SegmentRule
-from lvmae.embedding.video import decode_segments, probe
+from lvmae.embedding import embed_videos
+from lvmae.encoders import load_encoder
 from lvmae.store import Manifest, StoreWriter, VideoRecord
+from lvmae.video import decoding as decoder
+from lvmae.video.decoding import decode_segments, probe
+from lvmae.video.segmentation import SegmentRule
 
 FRAMES, PIXELS = 8, 224  # what the paper's encoder asks for
 Times = dict[str, float]
@@ -168,7 +170,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
     encoder.self_test()
     starts, ends = SegmentRule().segments(min(minutes * 60, probe(path).duration))
     spent = dict.fromkeys(("decode", "convert", "encode", "store"), 0.0)
-    convert = video._Converter.__call__
+    convert = decoder._Converter.__call__
 
     def watched(self: Any, *given: Any) -> np.ndarray:
         began = time.process_time()
@@ -176,7 +178,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
         spent["convert"] += time.process_time() - began
         return picture
 
-    video._Converter.__call__ = watched  # type: ignore[assignment,method-assign]
+    decoder._Converter.__call__ = watched  # type: ignore[assignment,method-assign]
     began = time.process_time()
     frames = list(
         decode_segments(
@@ -190,7 +192,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
         )
     )
     spent["decode"] = time.process_time() - began - spent["convert"]
-    video._Converter.__call__ = convert  # type: ignore[method-assign]
+    decoder._Converter.__call__ = convert  # type: ignore[method-assign]
     encoder.encode_video(np.stack(frames[:16]))
     began = time.process_time()
     vectors = np.concatenate([encoder.encode_video(np.stack(frames[i : i + 16])) for i in range(0, len(frames), 16)])

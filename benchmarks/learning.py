@@ -35,10 +35,10 @@ from matplotlib.figure import Figure
 
 from lvmae.demo.procedures import CLASSES, MadeUp, Photographs, Procedures, Source, make_procedures, video
 from lvmae.evaluation import ProbeSettings, probe
+from lvmae.files.cache import cache_folder
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.progress import progress
 from lvmae.representations import represent
-from lvmae.store import cache_folder
 
 SOURCES: dict[str, Callable[[], Source]] = {"photographs": Photographs, "made-up": MadeUp}
 FRACTIONS = (0.01, 0.1, 1.0)

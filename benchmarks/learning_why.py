@@ -31,9 +31,10 @@ from sklearn.preprocessing import StandardScaler
 import learning
 from lvmae.demo.procedures import CLASSES, Procedures, video
 from lvmae.evaluation import probe
+from lvmae.files.cache import cache_folder
 from lvmae.pretraining import pretrain
 from lvmae.representations import represent
-from lvmae.store import EMBEDDINGS, EmbeddingStore, StoreWriter, cache_folder
+from lvmae.store import EMBEDDINGS, EmbeddingStore, StoreWriter
 
 SOURCE = "photographs"
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from lvmae.interpretation import CaptionIndex
-from lvmae.searching import Library, Nearest, nearest
+from lvmae.library import Library, Nearest, nearest
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
 CONCEPTS, MIXED, RANK = 1000, 5, 64

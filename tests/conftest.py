@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from films import Filmer, write_film
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before anything loads torch
+
+# Processes that tests start find the modules that tests share.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,3 +32,9 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the tests' memory maps and extracted weights out of the user's cache."""
     os.environ["LVMAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Filmer:
+    """Writes a film into the test's folder: film("name.mp4", milliseconds, ...)."""
+    return lambda name, *args, **kwargs: write_film(tmp_path / name, *args, **kwargs)

@@ -20,7 +20,7 @@ _WHERE = {
     "LVMAEModel": "lvmae.model",
     "embed_videos": "lvmae.embedding",
     "interpret": "lvmae.interpretation",
-    "load_encoder": "lvmae.embedding",
+    "load_encoder": "lvmae.encoders",
     "pretrain": "lvmae.pretraining",
     "probe": "lvmae.evaluation",
     "represent": "lvmae.representations",
@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lvmae.embedding import embed_videos, load_encoder
+    from lvmae.embedding import embed_videos
+    from lvmae.encoders import load_encoder
     from lvmae.evaluation import probe
     from lvmae.interpretation import interpret
     from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel

@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 
 from lvmae.errors import InputError
+from lvmae.files.tables import read_parquet_rows
 from lvmae.progress import progress
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, read_parquet_rows
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
 
 _ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 _PARQUET_SUFFIXES = (".parquet",)

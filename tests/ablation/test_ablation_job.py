@@ -17,10 +17,10 @@ from lvmae.ablation import Ablation, ablate, groups, plan
 from lvmae.cli import main
 from lvmae.errors import InputError
 from lvmae.evaluation import probe
+from lvmae.files.tables import read_parquet_rows
 from lvmae.pretraining import pretrain
 from lvmae.recipes import named
 from lvmae.representations import represent, run_fingerprint
-from lvmae.store import read_parquet_rows
 
 Films = dict[str, Path]
 GRID = {"mask": ["random", "semantic"], "mask_ratio": [0.3, 0.5]}

@@ -17,8 +17,8 @@ import av
 import numpy as np
 
 from lvmae.captioning import CaptionJob
-from lvmae.captions import Caption, load_captions
 from lvmae.cli import main
+from lvmae.library.captions import Caption, load_captions
 from lvmae.store import Manifest, StoreWriter, VideoRecord
 
 KEY = "sk-very-secret-0123456789"

@@ -39,8 +39,8 @@ from loopback import (
 
 from lvmae.captioning import CaptionJob, endpoint
 from lvmae.captioning.endpoint import Pace
-from lvmae.captions import load_captions
 from lvmae.errors import InputError, WorkError
+from lvmae.library.captions import load_captions
 
 # --- what is asked, and what comes of it ------------------------------------------------------------------------------------
 

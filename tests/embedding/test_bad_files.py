@@ -17,9 +17,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from films import write_film
 from jobs import contents, embed
 
+from films import write_film
 from lvmae.cli import main
 from lvmae.store import EmbeddingStore
 
@@ -175,7 +175,7 @@ def test_every_good_file_is_embedded_and_every_bad_one_says_why(
 def test_a_picture_that_claims_to_be_huge_takes_no_memory(folder: Path) -> None:
     script = (
         "import re, sys\n"
-        "from lvmae.embedding.video import VideoError, probe\n"
+        "from lvmae.video.decoding import VideoError, probe\n"
         "try:\n    probe(sys.argv[1])\nexcept VideoError:\n"
         "    print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )  # not ru_maxrss, which a process inherits from the one that started it

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import write_film
 from jobs import MEAN, Mean, contents, embed
 
+from films import write_film
 from lvmae.embedding import embed_videos
-from lvmae.embedding.video import decode_segments
 from lvmae.errors import InputError, WorkError
 from lvmae.store import EmbeddingStore
+from lvmae.video.decoding import decode_segments
 
 HERE = Path(__file__).parent
 

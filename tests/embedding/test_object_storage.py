@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from films import write_film
 
+from films import write_film
 from lvmae.embedding import EmbedSummary, embed_videos
 from lvmae.errors import InputError, WorkError
 from lvmae.store import EmbeddingStore, Failure, Manifest, StoreWriter, VideoRecord, merge_stores
@@ -278,7 +278,7 @@ def test_a_scheme_whose_client_is_missing_names_the_extra(url: str, module: str,
 
 
 def test_hf_urls_go_to_the_hub() -> None:
-    from lvmae.store import file_system
+    from lvmae.files.urls import file_system
 
     files, root = file_system("hf://datasets/someone/films/store")
     assert (type(files).__name__, root) == ("HfFileSystem", "datasets/someone/films/store")

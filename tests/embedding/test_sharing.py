@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import write_film
 from jobs import MEAN, Mean, contents, embed
 
-from lvmae.embedding import local, work
-from lvmae.embedding.segmentation import SegmentRule
+from films import write_film
+from lvmae.embedding import local_engine, pipeline
+from lvmae.embedding.pipeline import Advanced, Event, Job, embed_files, joined, shared_out
 from lvmae.embedding.sources import VideoFile
-from lvmae.embedding.work import Advanced, Event, Job, embed_files, joined, shared_out
 from lvmae.store import EmbeddingStore, Failure, VideoRecord
+from lvmae.video.segmentation import SegmentRule
 
 JOB = Job(MEAN, {}, SegmentRule(1.0), batch_size=4)
 SECONDS = 14
@@ -149,7 +149,7 @@ def test_parts_of_a_film_join_to_the_whole_to_the_bit(film: Path, whole: VideoRe
 
 
 def test_only_films_that_would_keep_one_worker_busy_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "_SHARED_BYTES", 100)
+    monkeypatch.setattr(pipeline, "_SHARED_BYTES", 100)
 
     def file(name: str, size: int, **clip: float) -> VideoFile:
         return VideoFile(name, name, bytes=size, **clip)
@@ -168,15 +168,15 @@ def test_only_films_that_would_keep_one_worker_busy_are_shared(tmp_path: Path, m
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[VideoFile]:
     """Films of any size are shared; and what the workers were given to do, in order."""
-    monkeypatch.setattr(work, "_SHARED_BYTES", 1)
+    monkeypatch.setattr(pipeline, "_SHARED_BYTES", 1)
     given: list[VideoFile] = []
-    answer = local._Worker.answer
+    answer = local_engine._Worker.answer
 
-    def noted(worker: local._Worker, file: VideoFile | None) -> None:
+    def noted(worker: local_engine._Worker, file: VideoFile | None) -> None:
         given.extend([file] if file else [])
         answer(worker, file)
 
-    monkeypatch.setattr(local._Worker, "answer", noted)
+    monkeypatch.setattr(local_engine._Worker, "answer", noted)
     return given
 
 
@@ -214,7 +214,7 @@ def run_and_kill_the_worker_of(file: VideoFile, part: int) -> list[object]:
     """All events of a job of two workers, one of which is killed as soon as it is given that part."""
     events: list[object] = []
     killed = False
-    with local.Crew(JOB, workers=2, timeout=60) as crew:
+    with local_engine.Crew(JOB, workers=2, timeout=60) as crew:
         for happened in crew.run([file], threading.Event()):
             events.append(happened[1] if happened else None)
             for worker in crew._pool:

@@ -10,7 +10,7 @@ import pytest
 from lvmae.embedding import find_videos
 from lvmae.embedding.sources import VideoFile, share_of
 from lvmae.errors import InputError
-from lvmae.store import write_parquet_rows
+from lvmae.files.tables import write_parquet_rows
 
 
 def test_find_videos(tmp_path: Path) -> None:

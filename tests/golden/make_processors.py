@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import LlavaOnevisionVideoProcessor, PeVideoVideoProcessor, VideoPrismProcessor
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "embedding" / "encoders"))
+sys.path.insert(0, str(HERE.parent / "encoders"))
 
 from small_models import clips, panned  # noqa: E402
 

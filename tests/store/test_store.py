@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.errors import InputError, WorkError
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize, read_parquet_rows
+from lvmae.files.tables import read_parquet_rows
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
 MANIFEST = Manifest("test-space", 4, {"kind": "fixed", "seconds": 5.0}, {"name": "none"})
 

@@ -35,11 +35,12 @@ from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.evaluation import ProbeSettings, ProbeTable, Task, load_labels, probe
 from lvmae.evaluation.features import LEARNT, RAW
 from lvmae.evaluation.labels import found_in
+from lvmae.files.tables import write_parquet_rows
 from lvmae.pretraining import Stopped, pretrain, read_metrics
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
 from lvmae.representations import represent, run_fingerprint
-from lvmae.store import EmbeddingStore, write_parquet_rows
+from lvmae.store import EmbeddingStore
 
 log = logging.getLogger(__name__)
 

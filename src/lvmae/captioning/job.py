@@ -15,10 +15,10 @@ import numpy as np
 
 from lvmae.captioning.endpoint import PROMPT, Endpoint, Unanswered, read_key
 from lvmae.captioning.table import CaptionTable, key_of
-from lvmae.embedding.video import VideoError, probe, segment_jpegs
 from lvmae.errors import InputError, WorkError
 from lvmae.progress import progress
 from lvmae.store import EmbeddingStore
+from lvmae.video.decoding import VideoError, probe, segment_jpegs
 
 _PIXELS_PER_TOKEN = 750  # what several vision models make of a picture, within a factor of two
 _CHARACTERS_PER_TOKEN = 4

@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lvmae.captions import COLUMNS
 from lvmae.errors import InputError, WorkError
+from lvmae.library.captions import COLUMNS
 
 Key = tuple[str, float, float]
 

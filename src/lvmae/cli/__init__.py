@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablating, judging, models, reading, stores
+from lvmae.cli import ablation, evaluation, library, model, store
 from lvmae.cli.command import command_of
 from lvmae.errors import LVMAEError
 
@@ -62,20 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lvmae {lvmae.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        stores.add_embed,
-        stores.add_merge,
-        stores.add_import,
-        stores.add_inspect,
-        models.add_pretrain,
-        models.add_push,
-        models.add_represent,
-        judging.add_probe,
-        ablating.add_ablate,
-        reading.add_caption,
-        reading.add_interpret,
-        reading.add_search,
-        reading.add_serve,
-        reading.add_timeline,
+        store.add_embed,
+        store.add_merge,
+        store.add_import,
+        store.add_inspect,
+        model.add_pretrain,
+        model.add_push,
+        model.add_represent,
+        evaluation.add_probe,
+        ablation.add_ablate,
+        library.add_caption,
+        library.add_interpret,
+        library.add_search,
+        library.add_serve,
+        library.add_timeline,
         _add_demo,
     ):
         add(commands)

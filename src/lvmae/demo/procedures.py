@@ -123,7 +123,7 @@ class Photographs:
         from PIL import Image, ImageEnhance
 
         from lvmae.demo.photographs import photograph
-        from lvmae.embedding import load_encoder
+        from lvmae.encoders import load_encoder
 
         encoder = load_encoder("conse", num_frames=1)
         rng = np.random.default_rng([seed, crops])

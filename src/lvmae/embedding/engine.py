@@ -1,9 +1,10 @@
 """Videos -> store: the job around the work. Nothing lost, nothing twice.
 
-Enters: videos, and where the store goes. Leaves: the store, and a summary. What is done to a video is `lvmae.embedding.work`; who
-does it is an engine: a callable from files to events, on this machine (`lvmae.embedding.local`) or on a Ray cluster
-(`lvmae.embedding.cluster`). Here is what is the same for all: which videos are still to be done, the writer, the progress line,
-Ctrl-C. A bad file is a row of the failures table; Ctrl-C and kill -9 lose what was in flight, and the same command goes on.
+Enters: videos, and where the store goes. Leaves: the store, and a summary. What is done to a video is
+`lvmae.embedding.pipeline`; who does it is an engine: a callable from files to events, on this machine
+(`lvmae.embedding.local_engine`) or on a Ray cluster (`lvmae.embedding.ray_engine`). Here is what is the same for all:
+which videos are still to be done, the writer, the progress line, Ctrl-C. A bad file is a row of the failures table;
+Ctrl-C and kill -9 lose what was in flight, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from lvmae.embedding.encoders import load_encoder
-from lvmae.embedding.segmentation import segment_rule
+from lvmae.embedding.pipeline import Advanced, Event, Job
 from lvmae.embedding.sources import VideoFile, find_videos, share_of
-from lvmae.embedding.work import Advanced, Event, Job
+from lvmae.encoders import load_encoder
 from lvmae.errors import InputError
 from lvmae.progress import progress
 from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord, ids_of_other_ranks, rank_store
+from lvmae.video.segmentation import segment_rule
 
 _COMMIT_SECONDS = 30.0
 ENGINES = ("local", "ray")
@@ -67,12 +68,12 @@ def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gp
             raise InputError(
                 "An address, and CPUs and GPUs a worker, are for a Ray cluster; they go with the engine 'ray'."
             )
-        from lvmae.embedding.local import run_local
+        from lvmae.embedding.local_engine import run_local
 
         return run_local
     if name == "ray":
         try:
-            from lvmae.embedding.cluster import ActorNeeds, run_on_ray
+            from lvmae.embedding.ray_engine import ActorNeeds, run_on_ray
         except ImportError as error:
             raise InputError(f"The engine 'ray' needs {error.name}: pip install 'lvmae[ray]'.") from None
         cpus, gpus = 1.0 if worker_cpus is None else worker_cpus, worker_gpus or 0.0

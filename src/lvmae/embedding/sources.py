@@ -22,7 +22,8 @@ from typing import Any
 import fsspec
 
 from lvmae.errors import InputError
-from lvmae.store import file_system, read_parquet_rows
+from lvmae.files.tables import read_parquet_rows
+from lvmae.files.urls import file_system, is_url
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -158,11 +159,6 @@ def _named(found: list[_Found]) -> list[VideoFile]:
 
 def _without_suffix(name: str) -> str:
     return name.removesuffix(posixpath.splitext(name)[1])
-
-
-def is_url(path: str) -> bool:
-    """Whether a path names its protocol, and is not to be joined or made absolute."""
-    return "://" in path
 
 
 # --- folders and files ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ same size, chosen at random, so every reconstruction sees the same share of its 
 A segment that has several captions counts as found where the best of them is.
 """
 
-from lvmae.interpretation.reading import complementary_masks
 from lvmae.interpretation.result import Interpretation, interpret
+from lvmae.interpretation.retrieval import complementary_masks
 from lvmae.interpretation.texts import CaptionIndex
 
 __all__ = ["CaptionIndex", "Interpretation", "complementary_masks", "interpret"]

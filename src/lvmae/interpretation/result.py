@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lvmae.captions import Caption, captions_by_video, load_captions
 from lvmae.errors import InputError, WorkError
-from lvmae.interpretation.reading import INTERPOLATION, KINDS, MEAN, RECONSTRUCTION, Reader, masked_windows
+from lvmae.interpretation.retrieval import INTERPOLATION, KINDS, MEAN, RECONSTRUCTION, Reader, masked_windows
 from lvmae.interpretation.texts import Texts
+from lvmae.library.captions import Caption, captions_by_video, load_captions
 from lvmae.model import LVMAEForPreTraining
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
@@ -242,7 +242,7 @@ def _add_pictures(result: Interpretation, store: EmbeddingStore, shown: Sequence
     """Pictures from the videos' own files, evenly along them; a note where there are none, or not of every segment."""
     every = math.ceil(sum(len(video.starts) for video in result.videos) / max(1, most))
     try:
-        from lvmae.embedding.video import thumbnails
+        from lvmae.video.decoding import thumbnails
     except ImportError as error:
         result.notes.append(f"There are no pictures: {error.name}, which reads video files, is not installed.")
         return

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lvmae.captions import Caption, align
 from lvmae.errors import InputError, WorkError
+from lvmae.library.captions import Caption, align
 from lvmae.progress import progress
 from lvmae.store import EmbeddingStore, l2_normalize
 
@@ -99,7 +99,7 @@ class Texts:
             )
         captions_only = len(place)
         try:
-            from lvmae.embedding.encoders import encoder_of
+            from lvmae.encoders import encoder_of
 
             encoder = encoder_of(store.manifest)
             if not encoder.has_text:

@@ -1,9 +1,9 @@
 """Store -> seeded, masked, packed windows."""
 
+from lvmae.sequences.batches import collate_packed, epoch_batches, pad, token_batches, unpad
 from lvmae.sequences.dataset import DurationSampling, Window, WindowDataset, segment_seconds, split_videos
 from lvmae.sequences.floors import interpolate_visible, mean_of_visible
 from lvmae.sequences.masking import STRATEGIES, mask_segments, shortest_maskable
-from lvmae.sequences.packing import collate_packed, epoch_batches, pad, token_batches, unpad
 
 __all__ = [
     "STRATEGIES",

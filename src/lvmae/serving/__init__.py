@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvmae.errors import InputError, LVMAEError
-from lvmae.searching import Library, Moment
+from lvmae.library import Library, Moment
 from lvmae.store import EmbeddingStore, l2_normalize
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def application(library: Library) -> Starlette:
 
     @lru_cache(maxsize=_PICTURES_KEPT)
     def picture(video: int, segment: int) -> bytes | None:
-        from lvmae.embedding.opening import is_remote
-        from lvmae.embedding.video import thumbnails
+        from lvmae.files.urls import is_remote
+        from lvmae.video.decoding import thumbnails
 
         record = store[video]
         if is_remote(record.source):

@@ -20,12 +20,10 @@ from lvmae.store.format import (
     Manifest,
     VideoRecord,
     as_float32,
-    file_system,
     l2_normalize,
 )
 from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store
-from lvmae.store.reader import EmbeddingStore, cache_folder, read_parquet_rows
-from lvmae.store.rows import write_parquet_rows
+from lvmae.store.reader import EmbeddingStore
 from lvmae.store.writer import StoreWriter
 
 __all__ = [
@@ -39,12 +37,8 @@ __all__ = [
     "StoreWriter",
     "VideoRecord",
     "as_float32",
-    "cache_folder",
-    "file_system",
     "ids_of_other_ranks",
     "l2_normalize",
     "merge_stores",
     "rank_store",
-    "read_parquet_rows",
-    "write_parquet_rows",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import os
 import uuid
 from collections.abc import Container, Iterator
@@ -14,12 +13,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.files.urls import file_system
 
 SCHEMA_VERSION = 1
 EMBEDDINGS = "embeddings"
@@ -125,29 +124,7 @@ FAILURE_SCHEMA = pa.schema(
 )
 
 
-for _client in (
-    "gcsfs",
-    "s3fs",
-    "fsspec",
-):  # their tracebacks are for those who set up logging; here an error is one sentence
-    logging.getLogger(_client).addHandler(logging.NullHandler())
-
 _REQUESTS = 16  # at once, to an object store
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # what installs the client of a scheme
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a path or URL, and the path within it. InputError for a scheme nobody here knows."""
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        scheme = url.partition("://")[0]
-        extra = _EXTRAS.get(scheme)
-        how = f"pip install 'lvmae[{extra}]'" if extra else str(error)
-        raise InputError(f"{scheme}:// needs another package: {how}") from None
-    except ValueError as error:
-        raise InputError(f"cannot open {url}: {error}") from None
-    return files, root
 
 
 class StoreFolder:

@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.cache import cache_folder
 from lvmae.store.format import REPRESENTATIONS, Failure, StoreFolder, VideoRecord, l2_normalize, shard_number
 
 
@@ -244,11 +243,6 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Where memory maps and unpacked weights are kept: `$LVMAE_CACHE`, or `~/.cache/lvmae`. Safe to delete."""
-    return Path(os.environ.get("LVMAE_CACHE") or Path.home() / ".cache" / "lvmae")
-
-
 def _cache_file(folder: StoreFolder, shard: dict[str, Any]) -> Path:
     where = str(folder.local.resolve()) if folder.local else folder.url
     key = f"{where}\0{shard['name']}\0{shard['size']}\0{shard['changed']}"
@@ -267,32 +261,3 @@ def _write_arrow(table: pa.Table, target: Path) -> None:
         raise WorkError(
             f"could not write the memory map {target}: {error}; point LVMAE_CACHE to a disk with room"
         ) from None
-
-
-def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The rows of any Parquet file, by path or URL, a dict each, lists as numpy arrays (nested ones of equal length as 2-D arrays).
-
-    Raises:
-        InputError: the file is not Parquet.
-    """
-    try:
-        file = pq.ParquetFile(fsspec.open(path).open() if "://" in os.fspath(path) else path)
-    except (pa.ArrowInvalid, OSError, ImportError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)} cannot be read as Parquet: {error}") from None
-    for batch in file.iter_batches(batch_size=64):
-        for row in range(batch.num_rows):
-            yield {name: _plain(batch.column(name)[row]) for name in batch.schema.names}
-
-
-def _plain(scalar: Any) -> Any:
-    if not isinstance(scalar, pa.ListScalar | pa.FixedSizeListScalar | pa.LargeListScalar) or scalar.values is None:
-        return scalar.as_py()
-    values = scalar.values
-    if isinstance(values, pa.FixedSizeListArray):
-        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
-    if isinstance(values, pa.ListArray | pa.LargeListArray):
-        widths = set(np.diff(values.offsets.to_numpy()).tolist())
-        if len(widths) == 1:
-            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
-        return [np.asarray(item) for item in values.to_pylist()]
-    return values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,238 @@
+"""Commands that read what is in videos: caption, interpret, search, serve, timeline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lvmae.cli.command import command_of
+from lvmae.errors import InputError
+
+
+def add_caption(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "caption",
+        _run_caption,
+        brief="Ask a vision LLM for a caption of each segment.",
+        goes_in="a store, its videos, and any OpenAI-compatible endpoint: a local vLLM or Ollama, or a hosted one",
+        comes_out="a CSV of video,start,end,text; stopped or killed, the same command goes on",
+        example="lvmae caption store --out captions.csv --endpoint http://127.0.0.1:11434/v1 --model qwen2.5vl",
+    )
+    command.epilog = "A key is read from LVMAE_API_KEY, or else OPENAI_API_KEY, and is written nowhere."
+    command.add_argument("store")
+    command.add_argument("--out", required=True, help="the CSV; what is in it is not asked for again")
+    command.add_argument("--endpoint", required=True, metavar="URL", help="mostly ends in /v1")
+    command.add_argument("--model", required=True, metavar="NAME", help="a model that takes pictures")
+    command.add_argument(
+        "--frames", type=int, metavar="N", help="of each segment, evenly spaced (default: 8; paper: 20)"
+    )
+    command.add_argument("--frame-height", type=int, metavar="PIXELS", help="of the pictures sent (default: 360)")
+    command.add_argument("--prompt", help="what to ask (default: one or two sentences on who, where and what)")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="longest answer; 0: the server's (default: 300)")
+    command.add_argument("--concurrency", type=int, metavar="N", help="requests at once (default: 4)")
+    command.add_argument("--requests-per-minute", type=float, metavar="N", help="retries included (default: any)")
+    command.add_argument("--timeout", type=float, metavar="S", help="of one request (default: 120)")
+    command.add_argument("--retries", type=int, metavar="N", help="further tries of a segment (default: 5)")
+    command.add_argument("--price-in", type=float, metavar="USD", help="per million tokens, for the estimate")
+    command.add_argument("--price-out", type=float, metavar="USD", help="likewise, for tokens answered")
+    command.add_argument("--yes", action="store_true", help="where there is a price: do not ask before starting")
+    command.add_argument("--dry-run", action="store_true", help="only estimate")
+
+
+def _run_caption(arguments: argparse.Namespace) -> int:
+    from lvmae.captioning import CaptionJob
+
+    others = {"call", "command", "yes", "dry_run"}
+    job = CaptionJob(**{k: v for k, v in vars(arguments).items() if k not in others and v is not None})
+    estimate = job.estimate()
+    print(estimate.to_text(), flush=True)
+    if arguments.dry_run:
+        return 0
+    if estimate.dollars and not arguments.yes and sys.stdin.isatty():
+        print("Go on? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was asked")
+            return 1
+    summary = job.run()
+    print(summary.to_text(arguments.out))
+    return 1 if summary.failures else 0
+
+
+def add_interpret(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "interpret",
+        _run_interpret,
+        brief="Read masked reconstructions back as captions.",
+        goes_in="a run, its store and, if you have them, captions (CSV, JSONL, SRT or VTT)",
+        comes_out="retrieval figures beside the floors, and one HTML page that needs no network",
+        example="lvmae interpret run store --captions captions.csv --out report.html",
+    )
+    command.add_argument("run")
+    command.add_argument("store")
+    command.add_argument("--captions", help="columns video, start, end, text; without it, the encoder's own vocabulary")
+    command.add_argument("--out", required=True, help="the HTML page")
+    command.add_argument(
+        "--mask", default="random", help="random, semantic, redundant or semantic-sampled (default: random)"
+    )
+    command.add_argument("--ratio", type=float, default=0.4, help="share of segments to mask (default: 0.4)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--probe-table", metavar="JSON", help="show this table of `lvmae probe --out` on the page")
+
+
+def _run_interpret(arguments: argparse.Namespace) -> int:
+    from lvmae.interpretation import interpret
+
+    tables = [_probe_scores(Path(arguments.probe_table))] if arguments.probe_table else []
+
+    found = interpret(
+        arguments.run,
+        arguments.store,
+        captions=arguments.captions,
+        out=arguments.out,
+        ratio=arguments.ratio,
+        mask=arguments.mask,
+        seed=arguments.seed,
+        tables=tables,
+    )
+    print(found.to_markdown())
+    print(f"report: {arguments.out}")
+    return 0
+
+
+def _probe_scores(path: Path) -> Any:
+    from lvmae.evaluation import ProbeTable
+    from lvmae.report import ScoreTable
+
+    try:
+        table = ProbeTable.from_json(path.read_text())
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is not a table that `lvmae probe --out` wrote") from None
+    columns, rows = table.cells()
+    return ScoreTable(f"Probes: {table.task}", columns, rows, " ".join(table.notes()))
+
+
+def add_search(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "search",
+        _run_search,
+        brief="Find the moments that match a text, or the videos most like one.",
+        goes_in="a store and a text; or a store or representations and a video's id",
+        comes_out="a table of videos, times and cosines, or JSON",
+        example='lvmae search store "a dog on a beach"',
+    )
+    command.add_argument("store", help="a store, or representations with --video")
+    command.add_argument("text", nargs="?", help="what to look for, in words")
+    command.add_argument("--video", metavar="ID", help="find the videos most like this one")
+    command.add_argument(
+        "--features",
+        choices=["mean", "cls"],
+        help="with --video: compare the mean of the segments (the default), or the [CLS] of representations",
+    )
+    command.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
+    command.add_argument(
+        "--exact", action="store_true", help="read every vector, also where there is or would be an index"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run_search(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from lvmae.library import Library, similar_videos
+    from lvmae.library.chapters import clock
+
+    if (arguments.text is None) == (arguments.video is None):
+        raise InputError("give either a text to look for or --video ID")
+    if arguments.features and arguments.video is None:
+        raise InputError("--features says how videos are compared: give --video ID with it")
+    if arguments.video is not None:
+        videos = similar_videos(
+            arguments.store,
+            arguments.video,
+            arguments.top,
+            features=arguments.features or "mean",
+            exact=arguments.exact,
+        )
+        found = [asdict(video) for video in videos]
+        rows = [[f"{video.score:.3f}", clock(video.duration), video.video] for video in videos]
+    else:
+        moments = Library(arguments.store, exact=arguments.exact).search(arguments.text, arguments.top)
+        found = [asdict(moment) for moment in moments]
+        rows = [[f"{m.score:.3f}", f"{clock(m.start)}-{clock(m.end)}", m.video] for m in moments]
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return 0
+    width = max(len(row[1]) for row in rows)
+    for score, time, video in rows:
+        print(f"{score:>6}  {time:<{width}}  {video}")
+    return 0
+
+
+def add_serve(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "serve",
+        _run_serve,
+        brief="Search a library in the browser, by any text, as you type.",
+        goes_in="a store of an encoder that reads text; pictures come from the videos, where they still are",
+        comes_out="a page at http://127.0.0.1:8000, until Ctrl-C",
+        example="lvmae serve store",
+    )
+    command.add_argument("store")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="any but this machine's own asks for the token (default: 127.0.0.1)"
+    )
+    command.add_argument(
+        "--token", help="what a visitor must know; made up and printed where it is needed and not given"
+    )
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    from lvmae.serving import serve
+
+    serve(arguments.store, host=arguments.host, port=arguments.port, token=arguments.token)
+    return 0
+
+
+def add_timeline(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "timeline",
+        _run_timeline,
+        brief="Cut a video into chapters where it turns to something else.",
+        goes_in="a store and the id of one of its videos",
+        comes_out="a line a chapter; with --out WebVTT chapters, JSON, text or a picture, by the suffix",
+        example="lvmae timeline store film --out film.vtt",
+    )
+    command.add_argument("store")
+    command.add_argument("video", help="its id; `lvmae inspect store` shows some")
+    command.add_argument("--out", metavar="FILE", help="ends in .vtt, .json, .txt or .png")
+    number = command.add_mutually_exclusive_group()
+    number.add_argument("--chapters", type=int, metavar="N", help="exactly so many")
+    number.add_argument(
+        "--min-seconds",
+        type=float,
+        metavar="S",
+        help="least length of a chapter (default: 10, or a fortieth of the video)",
+    )
+
+
+def _run_timeline(arguments: argparse.Namespace) -> int:
+    from lvmae.library.chapters import check_format, timeline
+
+    if arguments.out:
+        check_format(arguments.out)
+    found = timeline(arguments.store, arguments.video, chapters=arguments.chapters, min_seconds=arguments.min_seconds)
+    if arguments.out:
+        found.save(arguments.out)
+        print(f"{arguments.out}: {len(found.chapters)} chapters")
+    else:
+        print(found.to_text())
+    return 0

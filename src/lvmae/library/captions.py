@@ -1,0 +1,231 @@
+"""Caption files -> captions with times -> captions of each segment.
+
+Read here: tables (CSV, TSV, JSONL, Parquet) with the columns video, start, end and text, and subtitles (SRT, WebVTT),
+one file for one video or a folder of them, named by video id. Times are seconds, or h:m:s, or m:s.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvmae.errors import InputError
+from lvmae.files.tables import read_parquet_rows
+from lvmae.store import VideoRecord
+
+COLUMNS = ("video", "start", "end", "text")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_SUBTITLES = (".srt", ".vtt")
+_CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:[.,]\d+)?)")
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000> and the {\an8} of SRT
+_NO_CUE = re.compile(r"(WEBVTT|NOTE|STYLE|REGION)(\s|$)")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One text that holds from `start` to `end` (seconds) of the video with the id `video`."""
+
+    video: str
+    start: float
+    end: float
+    text: str
+
+
+def parse_time(value: object) -> float:
+    """Seconds from a number, '12.5', '1:02.5' or '0:01:02,500'; ValueError for anything else, or below 0."""
+    if isinstance(value, bool) or value is None:
+        raise ValueError("no time")
+    text = str(value).strip()
+    clock = _CLOCK.fullmatch(text)
+    if clock:
+        minutes, seconds = int(clock["m"]), float(clock["s"].replace(",", "."))
+        if seconds >= 60 or (clock["h"] is not None and minutes >= 60):
+            raise ValueError(f"no time: {text}")
+        return int(clock["h"] or 0) * 3600 + minutes * 60 + seconds
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"no time: {text}")
+    return seconds
+
+
+def load_captions(path: str | Path) -> list[Caption]:
+    """All captions of a table, a subtitle file or a folder of subtitle files, in the order of the file.
+
+    The video of a subtitle file is its name without the suffix (in a folder: with the folders on the way to it).
+
+    Raises:
+        InputError: nothing there, another kind of file, a missing column, a row that cannot be read, no caption.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUBTITLES)
+        if not files:
+            raise InputError(
+                f"{path} holds no subtitles: a folder of captions is one .srt or .vtt file a video, named by its id"
+            )
+        captions = [
+            c for file in files for c in _read_subtitles(file, file.relative_to(path).with_suffix("").as_posix())
+        ]
+    elif not path.is_file():
+        raise InputError(
+            f"there are no captions at {path}; give a CSV, JSONL, Parquet, SRT or VTT file, or a folder of subtitles"
+        )
+    elif path.suffix.lower() in _SUBTITLES:
+        captions = list(_read_subtitles(path, path.stem))
+    elif path.suffix.lower() in _TABLES:
+        captions = [_caption(path, number, row) for number, row in _read_table(path)]
+    else:
+        raise InputError(f"{path} is no caption file: the suffixes read here are {', '.join(_TABLES + _SUBTITLES)}")
+    if not captions:
+        raise InputError(f"{path} holds no captions: it needs rows of {', '.join(COLUMNS)}, or subtitle cues")
+    return captions
+
+
+def captions_by_video(captions: Iterable[Caption], ids: Sequence[str]) -> dict[str, list[Caption]]:
+    """Groups captions by video; videos without captions are absent.
+
+    Raises:
+        InputError: a caption belongs to a video that is not among `ids`.
+    """
+    known = set(ids)
+    groups: dict[str, list[Caption]] = {}
+    for caption in captions:
+        groups.setdefault(caption.video, []).append(caption)
+    unknown = [video for video in groups if video not in known]
+    if unknown:
+        example = f", where ids look like {ids[0]!r}" if ids else ""
+        raise InputError(
+            f"the captions name {len(unknown)} of {len(groups)} videos that are not in the store "
+            f"(the first is {unknown[0]!r}): the column 'video', or the name of a subtitle file, "
+            f"must be an id of the store{example}"
+        )
+    return groups
+
+
+def align(captions: Sequence[Caption], record: VideoRecord) -> list[list[str]]:
+    """The captions of each segment of one video, by largest overlap first (ties: the order of the file).
+
+    A caption belongs to a segment where they share at least half of the shorter of the two: so a caption of a long
+    scene goes to every segment of it, and a subtitle to the one segment, or the two, it is spoken in. A caption that
+    shares that much with no segment goes to the one it shares most with, and one outside of all segments to none. A
+    segment's texts are distinct.
+
+    Args:
+        captions: captions of `record`'s video.
+        record: a video with L segments.
+
+    Returns:
+        L lists of texts; empty where a segment has no caption.
+    """
+    texts: list[list[str]] = [[] for _ in range(len(record.starts))]
+    if not captions or not texts:
+        return texts
+    starts = np.array([caption.start for caption in captions])[:, None]
+    ends = np.array([caption.end for caption in captions])[:, None]
+    shared = np.minimum(ends, record.ends) - np.maximum(starts, record.starts)  # (captions, L) seconds
+    half = 0.5 * np.minimum(ends - starts, record.ends - record.starts) - 1e-6
+    belongs = (shared > 0) & (shared >= half)
+    best = shared.argmax(axis=1)
+    for row in map(int, np.flatnonzero(~belongs.any(axis=1) & (shared.max(axis=1) > 0))):
+        belongs[row, best[row]] = True
+    for segment in range(len(texts)):
+        rows = np.flatnonzero(belongs[:, segment])
+        rows = rows[np.argsort(-shared[rows, segment], kind="stable")]
+        texts[segment] = list(dict.fromkeys(captions[int(row)].text for row in rows))
+    return texts
+
+
+def _caption(path: Path, number: int, row: dict[str, Any]) -> Caption:
+    """One row of a table, checked. `number` is what an editor or a viewer shows for it."""
+    missing = [name for name in COLUMNS if name not in row]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}: a caption table needs the columns {', '.join(COLUMNS)}")
+    video, text = str(row["video"] or "").strip(), " ".join(str(row["text"] or "").split())
+    if not video or not text:
+        raise InputError(f"{path}, row {number}: the column {'text' if video else 'video'!r} is empty")
+    try:
+        start, end = parse_time(row["start"]), parse_time(row["end"])
+    except ValueError:
+        raise InputError(
+            f"{path}, row {number}: start {row['start']!r} and end {row['end']!r} must be seconds, m:s or h:m:s"
+        ) from None
+    if end <= start:
+        raise InputError(
+            f"{path}, row {number}: the caption ends at {end:g} s, which is not after its start at {start:g} s"
+        )
+    return Caption(video, start, end, text)
+
+
+def _read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows. CSV rows are numbered by their last line in the file, JSONL by line, Parquet from 1."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from enumerate(read_parquet_rows(path), start=1)
+        return
+    text = _text_of(path)
+    if suffix in (".csv", ".tsv"):
+        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
+        try:
+            for row in reader:
+                yield reader.line_num, {str(key).strip(): value for key, value in row.items() if key is not None}
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: this is no CSV ({error})") from None
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: this is no JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: each line must be an object with {', '.join(COLUMNS)}")
+        yield number, row
+
+
+def _read_subtitles(path: Path, video: str) -> Iterator[Caption]:
+    """The cues of an SRT or WebVTT file, without markup; cues without text are left out."""
+    vtt = path.suffix.lower() == ".vtt"
+    lines = _text_of(path).splitlines()
+    number = 0
+    while number < len(lines):
+        if not lines[number].strip():
+            number += 1
+            continue
+        first = number
+        while number < len(lines) and lines[number].strip():
+            number += 1
+        block = lines[first:number]
+        if vtt and _NO_CUE.match(block[0]):
+            continue
+        arrow = next((i for i, line in enumerate(block[:2]) if "-->" in line), None)
+        if arrow is None:
+            raise InputError(
+                f"{path}, line {first + 1}: expected a subtitle's times, like 00:00:01,000 --> 00:00:04,000"
+            )
+        begin, _, rest = block[arrow].partition("-->")
+        try:
+            start, end = parse_time(begin), parse_time(rest.split()[0] if rest.split() else None)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {first + arrow + 1}: these are no times: {block[arrow].strip()!r}"
+            ) from None
+        text = " ".join(html.unescape(_MARKUP.sub("", " ".join(block[arrow + 1 :]))).split())
+        if text and end > start:
+            yield Caption(video, start, end, text)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: convert it first, for example with iconv") from None

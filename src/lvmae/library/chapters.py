@@ -1,0 +1,298 @@
+"""Chapters of one video: where it turns to something else, and what each part shows.
+
+Enters: a video of a store. Leaves: a `Timeline`, as text, JSON, WebVTT chapters or a picture. Price: O(n^2 D) for n segments, so
+about a second for a film of two hours; titles cost the encoder's text side once.
+
+The borders are the optimal segmentation, by dynamic programming, under the cost of kernel change-point detection with the cosine
+kernel (Harchaoui & Cappé 2007; Arlot, Celisse & Harchaoui, JMLR 2019): a chapter of segments with unit vectors u_1..u_n costs
+sum ||u_t - mean||^2 = n - ||sum u_t||^2 / n, nothing if all are alike. With the number of chapters given, their costs are minimal.
+Otherwise each further chapter costs 2 s^2 log L more (the criterion of Schwarz, for changes of a mean: Yao 1988), where s^2 is the
+scatter inside a chapter, taken from the video itself as half the lower quartile of the squared steps between neighbours: so up to
+three quarters of the steps may lead across borders. Novelty, one minus the cosine with the segment before, is what the picture
+shows beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvmae.errors import InputError, WorkError
+from lvmae.files.cache import cache_folder
+from lvmae.library import place_of
+from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
+
+if TYPE_CHECKING:
+    from lvmae.encoders import SegmentEncoder
+
+_LEAST_SECONDS = 10.0  # a chapter's least length where none is asked for, and of a long video
+_MOST_CHAPTERS = 40  # at least this part of it
+_WORDS = 3  # a chapter
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of a video, `start` to `end` in seconds; `words` are the vocabulary's nearest, best first, if there is one."""
+
+    start: float
+    end: float
+    title: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A video's chapters, which follow each other without a gap, and the novelty of its segments."""
+
+    video: str
+    duration: float
+    chapters: tuple[Chapter, ...]
+    starts: tuple[float, ...]
+    """A segment's start in seconds."""
+    novelty: tuple[float | None, ...]
+    """One minus the cosine with the segment before; None for the first."""
+
+    def to_text(self) -> str:
+        """A line a chapter: its start and its title, as video platforms read them."""
+        return "\n".join(f"{clock(chapter.start)} {chapter.title}" for chapter in self.chapters)
+
+    def to_json(self) -> str:
+        """Everything."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def to_vtt(self) -> str:
+        """WebVTT chapters, for the `<track kind="chapters">` of a video element."""
+        cues = [
+            f"{number}\n{_stamp(chapter.start)} --> {_stamp(chapter.end)}\n{html.escape(chapter.title, quote=False)}\n"
+            for number, chapter in enumerate(self.chapters, start=1)
+        ]
+        return "\n".join(["WEBVTT\n", *cues])
+
+    def to_png(self) -> bytes:
+        """The novelty along the video, its borders and its titles, 1600 pixels wide."""
+        return _draw(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file that the suffix says: .vtt, .json, .txt or .png. Raises InputError for another one."""
+        path = Path(path)
+        content = _FORMATS[check_format(path)](self)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else (content.rstrip("\n") + "\n").encode())
+        return path
+
+
+_FORMATS: dict[str, Any] = {
+    ".vtt": Timeline.to_vtt,
+    ".json": Timeline.to_json,
+    ".txt": Timeline.to_text,
+    ".png": Timeline.to_png,
+}
+
+
+def check_format(path: str | Path) -> str:
+    """The suffix of a file that a timeline can be written to. Raises InputError for another one."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise InputError(f"{path} must end in {', '.join(_FORMATS)}: the suffix says what a timeline is written as")
+    return suffix
+
+
+def timeline(
+    store: str | Path | EmbeddingStore,
+    video: str,
+    *,
+    chapters: int | None = None,
+    min_seconds: float | None = None,
+    titles: bool = True,
+) -> Timeline:
+    """Cuts a video into chapters.
+
+    Args:
+        store: embeddings, or representations (which have no titles).
+        video: an id of the store.
+        chapters: exactly so many; None lets the video decide.
+        min_seconds: the least length of a chapter; by default 10 seconds, or a fortieth of a long video. Not beside `chapters`.
+        titles: look for titles in the encoder's vocabulary, where it has one; otherwise they are "Chapter 1" and so on.
+
+    Raises:
+        InputError: no such video; both or impossible numbers.
+    """
+    store = EmbeddingStore.open(store)
+    if chapters is not None and min_seconds is not None:
+        raise InputError("give the number of chapters or their least length, not both")
+    if min_seconds is not None and not 0 <= min_seconds < float("inf"):
+        raise InputError(f"a chapter's least length must be a number of seconds, not {min_seconds}")
+    record = store[place_of(store, video)]
+    unit = l2_normalize(record.embeddings)
+    if chapters is not None and not 1 <= chapters <= len(unit):
+        raise InputError(
+            f"{video!r} has {len(unit)} segments, so it can have 1 to {len(unit)} chapters, not {chapters}"
+        )
+    end = min(record.ends[-1], record.starts[0] + record.duration)  # of a clip, seconds of its file
+    edges = np.append(record.starts, end)  # (L + 1,) a chapter's possible borders
+    if chapters is not None:
+        borders = segment_exactly(unit, chapters)
+    else:
+        least = max(_LEAST_SECONDS, record.duration / _MOST_CHAPTERS) if min_seconds is None else min_seconds
+        borders = segment_freely(unit, edges, least)
+    parts = [(first, last) for first, last in zip(borders, [*borders[1:], len(unit)], strict=True)]
+    words = _words(store, np.stack([unit[first:last].mean(axis=0) for first, last in parts]), titles)
+    steps = 1.0 - np.einsum("nd,nd->n", unit[1:], unit[:-1])
+    return Timeline(
+        video=video,
+        duration=float(record.duration),
+        chapters=tuple(
+            Chapter(
+                start=float(edges[first]),
+                end=float(edges[last]),
+                title=said[0].capitalize() if said else f"Chapter {number}",
+                words=said,
+            )
+            for number, ((first, last), said) in enumerate(zip(parts, words, strict=True), start=1)
+        ),
+        starts=tuple(record.starts.tolist()),
+        novelty=(None, *(round(float(step), 4) for step in steps)),
+    )
+
+
+def segment_exactly(unit: np.ndarray, chapters: int) -> list[int]:
+    """First segments of exactly `chapters` chapters of least total cost, of unit vectors (L, D)."""
+    length = len(unit)
+    best = np.full((chapters + 1, length + 1), np.inf)  # best[c, j]: cost of the first j segments in c chapters
+    best[0, 0] = 0.0
+    before = np.zeros((chapters + 1, length + 1), np.int64)
+    for end, costs in _costs(unit):  # (end,): a chapter from each i < end to `end`
+        totals = best[:-1, :end] + costs  # (chapters, end)
+        before[1:, end] = totals.argmin(axis=1)
+        best[1:, end] = totals.min(axis=1)
+    borders = [length]
+    for count in range(chapters, 0, -1):
+        borders.append(int(before[count, borders[-1]]))
+    return borders[:0:-1]
+
+
+def segment_freely(unit: np.ndarray, edges: np.ndarray, min_seconds: float) -> list[int]:
+    """First segments of the chapters, as many as pay for themselves and last `min_seconds`, of unit vectors (L, D).
+
+    `edges` (L + 1,) are the segments' starts and the video's end. A video shorter than `min_seconds` is one chapter.
+    """
+    length = len(unit)
+    steps = ((unit[1:] - unit[:-1]).astype(np.float64) ** 2).sum(axis=1)
+    scatter = float(np.quantile(steps, 0.25)) / 2 if length > 1 else 0.0
+    price = max(2.0 * scatter * np.log(length), 1e-6 * length)  # rounding alone must not pay for a chapter
+    best = np.full(length + 1, np.inf)
+    best[0] = 0.0
+    before = np.zeros(length + 1, np.int64)
+    for end, costs in _costs(unit):
+        allowed = edges[end] - edges[:end] >= min_seconds * (1 - 1e-9)
+        totals = np.where(allowed, best[:end] + costs + price, np.inf)
+        before[end] = totals.argmin()  # the first place where nothing is allowed: one chapter
+        best[end] = totals[before[end]]
+    borders = [length]
+    while borders[-1]:
+        borders.append(int(before[borders[-1]]))
+    return borders[:0:-1]
+
+
+def _costs(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """For each end 1..L, the costs (end,) of a chapter from each earlier place to it: n - ||sum||^2 / n."""
+    sums = np.concatenate([np.zeros((1, unit.shape[1])), np.cumsum(unit, axis=0, dtype=np.float64)])  # (L + 1, D)
+    squares = np.einsum("nd,nd->n", sums, sums)
+    for end in range(1, len(unit) + 1):
+        lengths = np.arange(end, 0, -1)
+        norms = squares[:end] - 2 * (sums[:end] @ sums[end]) + squares[end]
+        yield end, lengths - norms / lengths
+
+
+def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple[str, ...]]:
+    """The vocabulary's words nearest to each mean (C, D); empty where there is no vocabulary."""
+    untitled: list[tuple[str, ...]] = [()] * len(means)
+    if not wanted or store.kind != EMBEDDINGS:
+        return untitled
+    try:
+        from lvmae.encoders import encoder_of
+
+        encoder = encoder_of(store.manifest)
+    except (ImportError, InputError, WorkError) as error:
+        print(f"note: the chapters have no titles: {str(error).rstrip('.')}.", file=sys.stderr)
+        return untitled
+    vocabulary = [str(word) for word in getattr(encoder, "vocabulary", None) or ()]
+    if not vocabulary or not encoder.has_text:
+        return untitled
+    scores = means @ _vectors(encoder, vocabulary).T  # (C, words)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :_WORDS]
+    return [tuple(vocabulary[word] for word in row) for row in best]
+
+
+def _vectors(encoder: SegmentEncoder, vocabulary: list[str]) -> np.ndarray:
+    """Unit vectors (words, D) of a vocabulary, computed once and kept in the cache: they take longer than all the rest."""
+    key = hashlib.sha256(json.dumps([encoder.space_id, vocabulary]).encode()).hexdigest()[:16]
+    cached = cache_folder() / "vocabularies" / f"{key}.npy"
+    try:
+        kept: np.ndarray = np.load(cached, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        kept = l2_normalize(encoder.encode_text(vocabulary))
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, prefix=".tmp-", delete=False) as file:
+            np.save(file, kept)
+        Path(file.name).replace(cached)
+    return kept
+
+
+def clock(seconds: float) -> str:
+    """A time as h:mm:ss, rounded down."""
+    whole = int(seconds + 1e-6)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _stamp(seconds: float) -> str:
+    thousandths = round(seconds * 1000)
+    whole = thousandths // 1000
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{thousandths % 1000:03d}"
+
+
+def _draw(found: Timeline) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(16, 4.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    colours = ("#23566f", "#b8430f")
+    for number, chapter in enumerate(found.chapters):
+        axes.axvspan(chapter.start, chapter.end, color=colours[number % 2], alpha=0.09, linewidth=0)
+        if number:
+            axes.axvline(chapter.start, color="#1c1b18", linewidth=0.8)
+    times, values = np.array(found.starts[1:]), np.array(found.novelty[1:], dtype=float)
+    axes.fill_between(times, values, step="mid", color=colours[0], alpha=0.35, linewidth=0)
+    axes.step(times, values, where="mid", color=colours[0], linewidth=1.1)
+    top = float(max(values.max(initial=0.0), 0.05)) * 1.08
+    low = min(0.0, float(values.min(initial=0.0)))
+    axes.set(xlim=(found.chapters[0].start, found.chapters[-1].end), ylim=(low, top * 1.7), ylabel="novelty")
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= top])
+    for chapter in found.chapters:
+        # Upright, because a chapter may be too narrow for a title that lies.
+        axes.text(
+            chapter.start + found.duration * 0.004,
+            top * 1.02,
+            chapter.title,
+            rotation=90,
+            va="bottom",
+            fontsize=9,
+            clip_on=True,
+        )
+    axes.set_title(found.video, loc="left", fontsize=11)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

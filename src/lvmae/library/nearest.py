@@ -1,0 +1,183 @@
+"""The nearest of N vectors by cosine: exactly, or through an index that faiss builds once and that lies in the cache.
+
+The index is an inverted file over 8-bit codes. A query visits the lists nearest to it, and the best of what it finds there is
+scored again exactly, from the vectors themselves: so scores are exact, and only what lies in a list not visited can be missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lvmae.errors import WorkError
+from lvmae.files.cache import cache_folder
+from lvmae.progress import progress
+from lvmae.store import l2_normalize
+
+INDEX_FROM = 200_000
+"""Vectors from which on an index is used: an exact search of fewer takes about a tenth of a second."""
+
+_EDITION = "ivf-sq8"  # part of an index's name in the cache: changes when the index would be built differently
+_TRAINED_ON = 40  # vectors a list that its centre is learned from; faiss warns of fewer than 39
+_VISITED = 8  # one list in so many is visited
+_SPARE = 64  # candidates scored exactly beyond those asked for
+_SCORED = 1024  # vectors scored at once: as float32 they stay in a core's cache, which halves the time
+_ADDED = 8192  # vectors put into an index at once
+
+_ONE_AT_A_TIME = Lock()  # the number of torch's threads is the process's, not the caller's
+
+
+class Vectors(Protocol):
+    """N vectors of any length and float type, in an order that stays."""
+
+    dim: int
+
+    @property
+    def key(self) -> str:
+        """Names the content: an index is kept under it."""
+
+    def __len__(self) -> int: ...
+
+    def blocks(self, size: int) -> Iterator[np.ndarray]:
+        """All of them in order, (n, D) each, about `size` at once."""
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """(n, D): those at the places (n,)."""
+
+
+class Nearest:
+    """Search among N vectors by cosine.
+
+    With fewer than `INDEX_FROM` of them, with `exact`, or without faiss, every vector is read; otherwise the index of these vectors
+    is taken from the cache, or built and put there.
+    """
+
+    def __init__(self, vectors: Vectors, *, exact: bool = False) -> None:
+        self._vectors, self._exact_only = vectors, exact
+
+    @cached_property
+    def index(self) -> Any | None:
+        """The index, or None where every vector is read."""
+        if self._exact_only or len(self._vectors) < INDEX_FROM:
+            return None
+        try:
+            import faiss
+        except ImportError:
+            print(
+                f"note: {len(self._vectors):,} vectors are searched one by one; pip install 'lvmae[search]' builds an index",
+                file=sys.stderr,
+            )
+            return None
+        path = index_file(self._vectors.key)
+        if path.exists():
+            try:
+                return _opened(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
+            except RuntimeError:
+                path.unlink()  # cut off by a full disk, or of another faiss: it is only a copy, and made anew
+        _write(build_index(self._vectors), path)
+        return _opened(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest, best first: places (Q, min(k, N)) int64 and cosines of the same shape, float32.
+
+        Args:
+            queries: (Q, D), of any length.
+            k: how many, at least 1.
+        """
+        queries = l2_normalize(queries)
+        k = min(k, len(self._vectors))
+        if self.index is None:
+            return self._exact(queries, k)
+        _, found = self.index.search(
+            queries, min(k + _SPARE, len(self._vectors))
+        )  # (Q, k + spare), -1 where there are no more
+        if (found[:, :k] < 0).any():  # more is wanted than lies in the lists that are visited
+            return self._exact(queries, k)
+        places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        for row, query in enumerate(queries):
+            candidates = np.sort(found[row][found[row] >= 0])
+            cosines = l2_normalize(self._vectors.take(candidates)) @ query
+            best = np.argsort(-cosines, kind="stable")[:k]
+            places[row], scores[row] = candidates[best], cosines[best]
+        return places, scores
+
+    def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        # One thread: blocks this small gain nothing from more, and lose several times over where other work holds the cores.
+        with _ONE_AT_A_TIME:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return self._scan(queries, k)
+            finally:
+                torch.set_num_threads(threads)
+
+    def _scan(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        asked = torch.from_numpy(queries)
+        scores = torch.empty(len(queries), 0)
+        places = torch.empty(len(queries), 0, dtype=torch.int64)
+        first = 0
+        for block in self._vectors.blocks(_SCORED):
+            wide = torch.from_numpy(np.array(block)).float()
+            # Lengths are divided out of the scores rather than the vectors: a pass over the block less.
+            lengths = torch.einsum("nd,nd->n", wide, wide).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+            best = (asked @ wide.T / lengths).topk(min(k, len(block)), dim=1)
+            scores, places = torch.cat([scores, best.values], 1), torch.cat([places, best.indices + first], 1)
+            if scores.shape[1] > k:
+                kept = scores.topk(k, dim=1)
+                scores, places = kept.values, places.gather(1, kept.indices)
+            first += len(block)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return places.gather(1, order).numpy(), scores.gather(1, order).numpy()
+
+
+def build_index(vectors: Vectors) -> Any:
+    """An inverted file of 2 sqrt(N) lists of 8-bit codes. Price: a byte a value of memory while it is built."""
+    import faiss
+
+    count = len(vectors)
+    lists = max(1, min(round(2 * math.sqrt(count)), count // _TRAINED_ON))
+    index: Any = faiss.index_factory(vectors.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical, index.cp.niter, index.cp.seed = True, 10, 1
+    sample = np.random.default_rng(0).permutation(count)[: lists * _TRAINED_ON]
+    index.train(l2_normalize(vectors.take(np.sort(sample))))
+    with progress(desc="search index", unit="vectors", total=count) as bar:
+        for block in vectors.blocks(_ADDED):
+            index.add(l2_normalize(block))
+            bar.update(len(block))
+    return index
+
+
+def index_file(key: str) -> Path:
+    """Where the index of the vectors of this name is kept."""
+    return cache_folder() / "search" / f"{hashlib.sha256(f'{_EDITION} {key}'.encode()).hexdigest()[:32]}.faiss"
+
+
+def _opened(index: Any) -> Any:
+    index.nprobe = max(16, index.nlist // _VISITED)
+    return index
+
+
+def _write(index: Any, path: Path) -> None:
+    import faiss
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        faiss.write_index(index, os.fspath(temporary))
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(
+            f"could not write the search index {path}: {error}; point LVMAE_CACHE to a disk with room"
+        ) from None

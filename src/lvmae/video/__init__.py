@@ -1,0 +1,13 @@
+"""A video file or URL -> its timeline -> frames. The only room that knows PyAV.
+
+    source ──► container ──► frame_selection ──► decoding ──► frames
+    path, URL  one stream    packets to decode   resized,     uint8 RGB
+                                                 upright      (T, H, W, 3)
+
+`segmentation` and `shots` say where the segments of a timeline lie.
+"""
+
+from lvmae.video.container import VideoError
+from lvmae.video.decoding import decode_segments
+
+__all__ = ["VideoError", "decode_segments"]

@@ -1,0 +1,264 @@
+"""Video files to frames: probing, and one streaming decode that converts nothing but the frames asked for.
+
+Enters: a path or URL, and sample times. Leaves: uint8 RGB frames. Price: 0.6-0.9 of decoding what lies between the first and the
+last of them (see `lvmae.video.frame_selection`), memory for two groups of pictures of packets and the segments that overlap.
+Nothing is written to disk, and a file is decoded once, unless it breaks the rules that the fast path goes by.
+
+What is "the frame at time t": what a player shows then, the last frame whose presentation time is <= t, counted from the
+start of the file as a player counts (the earliest of its streams); before the first frame, the first. Rotation and pixel
+aspect are applied.
+
+Any part of a file can be decoded by itself: `decode_segments` with some of the segments gives the frames that it gives with all of
+them, at a price in proportion. So several processes can share a long file, and a clip from the middle of a film is cheap.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from lvmae.errors import InputError
+from lvmae.video.container import VideoError, counted_duration, declared_duration, every_frame, opened
+from lvmae.video.frame_selection import frames_between, pick
+
+__all__ = [
+    "VideoError",
+    "VideoInfo",
+    "decode_segments",
+    "probe",
+    "segment_jpegs",
+    "small_frames",
+    "still_picture",
+    "thumbnails",
+]
+
+_INTERPOLATIONS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says about its first video stream. Sizes are as displayed, after pixel aspect and rotation."""
+
+    duration: float  # seconds, from the start of the file to the end of the last frame
+    fps: float
+    width: int
+    height: int
+    rotation: int  # degrees counter-clockwise that a player turns the frames by
+    codec: str
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Opens a file and decodes its first frame. Raises VideoError with a reason a person understands."""
+    with opened(path) as (container, stream):
+        duration = declared_duration(container, stream)
+        first = next(every_frame(container, stream), None)
+        if first is None:
+            raise VideoError("no frame could be decoded")
+        width, height = _displayed_size(first, stream.sample_aspect_ratio)
+        if round(first.rotation / 90) % 2:
+            width, height = height, width
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        codec, rotation = stream.codec_context.name, first.rotation
+    if duration is None:
+        duration = counted_duration(path)
+    if duration <= 0:
+        raise VideoError("it lasts no time at all")
+    return VideoInfo(duration, fps, width, height, rotation, codec)
+
+
+def decode_segments(
+    path: str | os.PathLike[str],
+    starts: Sequence[float] | np.ndarray,
+    ends: Sequence[float] | np.ndarray,
+    *,
+    num_frames: int,
+    image_size: int,
+    interpolation: str = "bicubic",
+    framing: str = "crop",
+    skip: bool = True,
+    threads: int = 1,
+) -> Iterator[np.ndarray]:
+    """Yields for each segment [start, end) its `num_frames` evenly spaced frames, uint8 RGB (T, H, W, 3), H = W = image_size.
+
+    Sample k of T lies at start + (k + 0.5) / T * (end - start). The short side is resized to `image_size` by FFmpeg's scaler and
+    the long one cropped at its centre; with framing "stretch" both are resized, whatever their aspect. Starts ascend.
+    `skip=False` decodes every frame, and `threads` decode several at once, with the same result; a process a core with one thread
+    each does more work in all, several threads are for one process that has to be fast.
+    Raises VideoError if the file ends before its segments do, or cannot be read further. The segments yielded before are good, and
+    the error's `decoded_until` is the end of the last of them.
+    """
+    convert = _FRAMINGS[framing](image_size, _INTERPOLATIONS[interpolation])
+    times, end = _sample_times(starts, ends, num_frames)
+    waiting: dict[int, np.ndarray] = {}
+    missing: dict[int, int] = {}
+    owed = 0
+    try:
+        for segment, k, picture in _pictures(path, times, convert, end=end, skip=skip, threads=threads):
+            frames = waiting.setdefault(segment, np.empty((num_frames, image_size, image_size, 3), np.uint8))
+            frames[k] = picture
+            missing[segment] = missing.get(segment, num_frames) - 1
+            while missing.get(owed) == 0:
+                del missing[owed]
+                yield waiting.pop(owed)
+                owed += 1
+    except VideoError as error:
+        error.decoded_until = float(ends[owed - 1]) if owed else 0.0
+        raise
+
+
+def segment_jpegs(
+    path: str | os.PathLike[str],
+    starts: Sequence[float] | np.ndarray,
+    ends: Sequence[float] | np.ndarray,
+    *,
+    num_frames: int,
+    height: int,
+) -> Iterator[list[bytes]]:
+    """Yields for each segment what `decode_segments` does, as `num_frames` JPEGs of the whole picture, `height` pixels high.
+
+    In order of time. Raises VideoError if the file ends before its segments do; segments yielded before are good.
+    """
+    times, end = _sample_times(starts, ends, num_frames)
+    waiting: dict[int, list[bytes]] = {}
+    owed = 0
+    for segment, _, picture in _pictures(path, times, _Whole(height), end=end):
+        waiting.setdefault(segment, []).append(_jpeg(picture))
+        while len(waiting.get(owed, ())) == num_frames:
+            yield waiting.pop(owed)
+            owed += 1
+
+
+def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int = 120) -> list[bytes]:
+    """A JPEG for each time in seconds, in the order given, `height` pixels high; groups of pictures without one are not decoded."""
+    order = np.argsort(np.asarray(times, np.float64), kind="stable")
+    wanted = np.asarray(times, np.float64)[order][:, None]
+    pictures: list[bytes] = [b""] * len(order)
+    for i, _, picture in _pictures(path, wanted, _Whole(height), end=0.0):
+        pictures[order[i]] = _jpeg(picture)
+    return pictures
+
+
+def small_frames(
+    path: str | os.PathLike[str], height: int, begin: float, end: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame that appears in [begin, end) seconds: when, and uint8 BGR (height, W, 3), the whole picture, upright.
+
+    BGR because that is what detectors built on OpenCV read. Raises VideoError where most of the file is damaged.
+    """
+    convert = _Whole(height, Interpolation.BILINEAR)
+    for moment, frame, stream in frames_between(path, begin, end):
+        yield moment, np.ascontiguousarray(convert(frame, stream.sample_aspect_ratio)[..., ::-1])
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def still_picture(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
+    """A picture file prepared exactly as frames are: uint8 RGB (image_size, image_size, 3). Raises InputError if it is none."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            return np.ascontiguousarray(_Converter(image_size)(next(container.decode(video=0)), None))
+    except (OSError, av.error.FFmpegError, StopIteration, IndexError) as error:
+        raise InputError(f"{path} is not a picture that can be read: {error}.") from None
+
+
+# --- which frames -----------------------------------------------------------------------------------------------------------
+
+
+def _sample_times(
+    starts: Sequence[float] | np.ndarray, ends: Sequence[float] | np.ndarray, num_frames: int
+) -> tuple[np.ndarray, float]:
+    """The times (L, T) in seconds that are looked at in each segment, and the end of the last one."""
+    starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
+    offsets = (np.arange(num_frames) + 0.5) / num_frames
+    return starts[:, None] + offsets * (ends - starts)[:, None], float(ends.max(initial=0.0))
+
+
+def _pictures(
+    path: str | os.PathLike[str],
+    times: np.ndarray,
+    convert: _Converter,
+    *,
+    end: float,
+    skip: bool = True,
+    threads: int = 1,
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (row, column, picture) for every entry of times (L, T), sorted by time; a frame wanted twice is converted once."""
+    flat = times.ravel()
+    order = np.argsort(flat, kind="stable")
+    last: VideoFrame | None = None
+    picture: np.ndarray | None = None
+    for place, (frame, stream) in zip(order, pick(path, flat[order], end=end, skip=skip, threads=threads), strict=True):
+        if frame is not last:
+            last, picture = frame, convert(frame, stream.sample_aspect_ratio)
+        assert picture is not None
+        yield *divmod(int(place), times.shape[1]), picture
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------------
+
+
+def _displayed_size(frame: VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Width and height in square pixels, before rotation; `aspect` is a pixel's width over its height, if known."""
+    return max(1, round(frame.width * (aspect or 1))), frame.height
+
+
+class _Converter:
+    """Frame -> uint8 RGB (size, size, 3): short side resized, centre cropped, turned upright. One scaler, one thread."""
+
+    def __init__(self, size: int, interpolation: Interpolation = Interpolation.BICUBIC) -> None:
+        self.size = size
+        self.interpolation = interpolation
+        self.scaler = VideoReformatter()
+
+    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
+        scale = self.size / min(width, height)
+        return max(self.size, round(width * scale)), max(self.size, round(height * scale))
+
+    def __call__(self, frame: VideoFrame, aspect: Fraction | None) -> np.ndarray:
+        turns = round(frame.rotation / 90) % 4
+        width, height = self.target(*_displayed_size(frame, aspect), turned=bool(turns % 2))
+        scaled: Any = self.scaler.reformat(frame, width, height, "rgb24", interpolation=self.interpolation, threads=1)
+        plane = scaled.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
+        picture = rows[:, : width * 3].reshape(height, width, 3)
+        return self.cut(np.rot90(picture, turns) if turns else picture)
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        top, left = (picture.shape[0] - self.size) // 2, (picture.shape[1] - self.size) // 2
+        return picture[top : top + self.size, left : left + self.size]
+
+
+class _Stretched(_Converter):
+    """Frame -> uint8 RGB (size, size, 3): the whole picture, its aspect given up."""
+
+    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
+        return self.size, self.size
+
+
+_FRAMINGS = {"crop": _Converter, "stretch": _Stretched}
+
+
+class _Whole(_Converter):
+    """Frame -> uint8 RGB (size, W, 3): the whole picture, `size` high once upright."""
+
+    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
+        scale = self.size / (width if turned else height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(picture)
