@@ -13,8 +13,6 @@ from PIL import Image
 
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 TEXTS = [
     "a dog runs",
     "<script>alert(1)</script>",
@@ -64,17 +62,6 @@ def data(*videos: VideoData) -> ReportData:
         tables=[ScoreTable("Probe", ["features", "linear"], [["raw", "12.0 ± 1.0"]], "Five seeds.")],
         notes=["Two videos are not shown."],
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET.split())
-        yield running
-        running.close()
 
 
 class Opened:

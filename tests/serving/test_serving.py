@@ -22,8 +22,6 @@ from lvmae.errors import InputError
 from lvmae.serving import guarded, is_loopback, serve
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 DIM = 12
 TOPICS = ["cat", "dog", "rain", "sea", "snow", "fire"]
 SCRIPT = "<script>alert(1)</script>"
@@ -326,17 +324,6 @@ def test_which_addresses_are_this_machines_own() -> None:
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET.split())
-        yield running
-        running.close()
 
 
 class Visit:
