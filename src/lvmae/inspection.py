@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def inspect_store(store: EmbeddingStore) -> dict[str, Any]:
         "videos": len(store),
         "failed": sum(not failure.kept for failure in store.failures),
         "partial": sum(failure.kept > 0 for failure in store.failures),
-        "failures": [vars(failure) for failure in store.failures],
+        "failures": [asdict(failure) for failure in store.failures],
     }
     if len(store):
         lengths = store.lengths

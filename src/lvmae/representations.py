@@ -198,4 +198,5 @@ def _represented(
             cls=cls.float().cpu().numpy(),
             mean=tokens.float().mean(dim=0).cpu().numpy(),
             shortened=record.shortened,
+            identity=record.identity,
         )

@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.identity import UNKNOWN, identity_of, stat_of
 from lvmae.files.tables import read_parquet_rows
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
+from lvmae.inspection import inspect_store
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize, merge_stores
 
 MANIFEST = Manifest("test-space", 4, {"kind": "fixed", "seconds": 5.0}, {"name": "none"})
 
@@ -146,6 +150,62 @@ def test_failures_are_rows_until_they_succeed(tmp_path: Path) -> None:
     assert [(f.id, f.path, f.reason) for f in EmbeddingStore.open(tmp_path / "s").failures] == [
         ("worse", "/films/worse.mp4", "empty file")
     ]
+
+
+def test_rows_tell_what_their_source_was_and_older_shards_do_not(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(bytes(range(256)) * 8192)
+    known = identity_of(film)
+    assert (known.bytes, known.changed) == (film.stat().st_size, film.stat().st_mtime)
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        writer.add(record("old", 2))
+        writer.fail("bad", str(film), "it is damaged")
+    for shard in (tmp_path / "s").glob("*/part-*"):  # as a writer from before made it
+        table = pq.read_table(shard)
+        pq.write_table(table.drop_columns([name for name in table.column_names if name.startswith("source_")]), shard)
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        assert writer.failed["bad"].identity == UNKNOWN
+        writer.add(replace(record("new", 3), identity=known))
+        writer.fail("worse", str(film), "it is damaged", known)
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert [item.identity for item in store] == [known, UNKNOWN]
+    assert [item.identity for item in store.stream()] == [UNKNOWN, known]
+    assert {failure.id: failure.identity for failure in store.failures} == {"bad": UNKNOWN, "worse": known}
+    json.dumps(inspect_store(store))
+
+
+def test_a_changed_source_differs(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"a" * 3_000_000)
+    known = identity_of(film)
+    assert not known.differs(str(film), stat_of(film))
+    os.utime(film, (1, 1))
+    assert not known.differs(str(film), stat_of(film))  # touched, or copied: the content is the same
+    film.write_bytes(b"a" * 2_999_999 + b"b")
+    assert known.differs(str(film), stat_of(film))
+    film.write_bytes(b"a" * 10)
+    assert known.differs(str(film), stat_of(film))
+    assert not UNKNOWN.differs(str(film), stat_of(film))
+
+
+def test_a_video_that_is_embedded_again_counts_once(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        writer.add(record("a", 2))
+        writer.add(replace(record("b", 3), shortened="it breaks off"))
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        with pytest.raises(ValueError, match="already"):
+            writer.add(record("b", 5))
+        writer.add(record("b", 5), replaces=True)
+        writer.add(record("c", 1))
+        assert not writer.failed
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert (len(store), store.ids, store.lengths.tolist(), store.failures) == (3, ["a", "b", "c"], [2, 5, 1], [])
+    assert store.durations.tolist() == [10.0, 25.0, 5.0]
+    assert store.mean_features.shape == (3, 4)
+    np.testing.assert_array_equal(store[1].embeddings, record("b", 5).embeddings.astype(np.float16))
+    assert [(item.id, len(item.starts)) for item in store.stream()] == [("a", 2), ("b", 5), ("c", 1)]
+    merge_stores(tmp_path / "s", tmp_path / "merged")
+    assert EmbeddingStore.open(tmp_path / "merged").fingerprint == store.fingerprint
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

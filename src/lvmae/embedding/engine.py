@@ -161,7 +161,7 @@ def embed_videos(
                     writer.add(event)
                     embedded, segments, seconds = embedded + 1, segments + len(event.starts), seconds + event.duration
                 elif isinstance(event, Failure):
-                    writer.fail(event.id, event.path, event.reason)
+                    writer.fail(event.id, event.path, event.reason, event.identity)
                 elif meter.commit_due():
                     writer.commit()
         failures = tuple(writer.failed[file.id] for file in files if file.id in writer.failed)

@@ -29,6 +29,7 @@ from lvmae.embedding.pipeline import Advanced, Event, Job, embed_files, joined, 
 from lvmae.embedding.sources import VideoFile
 from lvmae.encoders import load_encoder
 from lvmae.errors import WorkError
+from lvmae.files.identity import stat_of
 from lvmae.store import Failure, VideoRecord
 
 _ATTEMPTS = 2  # a file in hand when its worker died is tried this often
@@ -245,7 +246,7 @@ class _Ledger:
         if file.parts > 1 and file.id not in self._parts:
             return
         self._give_up(file.id)
-        yield replace(file, part=0, parts=1), Failure(file.id, file.source, reason)
+        yield replace(file, part=0, parts=1), Failure(file.id, file.source, reason, identity=stat_of(file.path))
 
     def _give_up(self, film: str) -> None:
         """No more is done in parts on a shared film; what there is of it is forgotten."""

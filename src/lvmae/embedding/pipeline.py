@@ -18,6 +18,8 @@ import numpy as np
 
 from lvmae.embedding.sources import VideoFile
 from lvmae.encoders import SegmentEncoder
+from lvmae.files.identity import UNKNOWN, FileIdentity, identity_of
+from lvmae.files.urls import is_remote
 from lvmae.store import Failure, VideoRecord
 from lvmae.video.decoding import VideoError, decode_segments, probe
 from lvmae.video.segmentation import Segmentation
@@ -59,6 +61,7 @@ class _Video:
     ends: np.ndarray
     embeddings: np.ndarray
     owed: int
+    identity: FileIdentity
     shortened: str = ""
 
     def shorten(self, length: int, reason: str) -> None:
@@ -77,6 +80,7 @@ class _Video:
             self.ends,
             self.embeddings,
             shortened=self.shortened,
+            identity=self.identity,
         )
 
 
@@ -178,7 +182,10 @@ def _begin(
     file: VideoFile, encoder: SegmentEncoder, rule: Segmentation
 ) -> Generator[tuple[VideoFile, Event], None, _Video]:
     """Probes a file and lays out the segments that are meant; where that takes long, says so meanwhile. Raises VideoError."""
+    identity = UNKNOWN if is_remote(file.path) else identity_of(file.path)  # first: a later change is seen as one
     length = probe(file.path).duration
+    if is_remote(file.path):  # not before: what cannot be reached is waited for once
+        identity = identity_of(file.path)
     begin, end = file.start or 0.0, length if file.end is None else min(file.end, length)
     if begin >= length or (file.end is not None and file.end > length + _CLIP_SECONDS):
         raise VideoError(
@@ -197,13 +204,14 @@ def _begin(
     # Shares of a long film: every worker lays out the same timeline and takes its own stretch of it.
     mine = slice(len(starts) * file.part // file.parts, len(starts) * (file.part + 1) // file.parts)
     starts, ends = starts[mine], ends[mine]
-    return _Video(file, end - begin, starts, ends, np.empty((len(starts), encoder.dim), np.float32), owed=len(starts))
+    vectors = np.empty((len(starts), encoder.dim), np.float32)
+    return _Video(file, end - begin, starts, ends, vectors, len(starts), identity)
 
 
 def failure_of(file: VideoFile, error: Exception) -> Failure:
     """Whatever decoding one file raises is that file's failure, with its reason; what was not foreseen names its type."""
     reason = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
-    return Failure(file.id, file.source, reason)
+    return Failure(file.id, file.source, reason, identity=UNKNOWN if is_remote(file.path) else identity_of(file.path))
 
 
 # --- a long film, shared ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.files.urls import file_system
 
 SCHEMA_VERSION = 1
@@ -77,6 +78,8 @@ class VideoRecord:
     """(D,) float32; representations only."""
     shortened: str = ""
     """Why the end of the video is missing here, if it is; then `duration` is that of what was kept."""
+    identity: FileIdentity = UNKNOWN
+    """What the source was when it was embedded."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Failure:
     reason: str
     kept: float = 0.0
     """Seconds of it that are in the store all the same."""
+    identity: FileIdentity = UNKNOWN
+    """What the source was when it failed."""
 
 
 def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
@@ -104,6 +109,25 @@ def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
             raise InputError(f"{where} holds {what} {ours!r}, not {theirs!r}; two never mix: choose another store")
 
 
+# These came later: shards without them are read as if all were null.
+IDENTITY_COLUMNS = [
+    ("source_bytes", pa.int64()),
+    ("source_changed", pa.float64()),
+    ("source_digest", pa.string()),
+]
+
+
+def identity_columns(identities: Iterable[FileIdentity]) -> dict[str, pa.Array]:
+    """The identities of rows as columns."""
+    values = [(one.bytes, one.changed, one.digest) for one in identities]
+    return {name: pa.array([row[place] for row in values], kind) for place, (name, kind) in enumerate(IDENTITY_COLUMNS)}
+
+
+def identity_in(row: Mapping[str, Any]) -> FileIdentity:
+    """The identity that a row tells, of any age."""
+    return FileIdentity(*(row.get(name) for name, _ in IDENTITY_COLUMNS))
+
+
 def data_schema(manifest: Manifest) -> pa.Schema:
     columns = [
         ("id", pa.string()),
@@ -112,6 +136,7 @@ def data_schema(manifest: Manifest) -> pa.Schema:
         ("starts", pa.list_(pa.float64())),
         ("ends", pa.list_(pa.float64())),
         ("embeddings", pa.list_(pa.list_(pa.float16(), manifest.dim))),
+        *IDENTITY_COLUMNS,
     ]
     if manifest.kind == REPRESENTATIONS:
         columns += [("cls", pa.list_(pa.float32())), ("mean", pa.list_(pa.float32()))]
@@ -120,7 +145,7 @@ def data_schema(manifest: Manifest) -> pa.Schema:
 
 # `kept` came later: stores without it are read as if it were 0.
 FAILURE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("path", pa.string()), ("reason", pa.string()), ("kept", pa.float64())]
+    [("id", pa.string()), ("path", pa.string()), ("reason", pa.string()), ("kept", pa.float64()), *IDENTITY_COLUMNS]
 )
 
 
@@ -253,18 +278,24 @@ class StoreFolder:
 
     def ids(self) -> set[str]:
         """Of the videos that are committed."""
+        return set(self.rows())
+
+    def rows(self) -> list[str]:
+        """The id of every row, in order; of a video that was embedded again, the last row counts."""
         names = [f"data/{shard['name']}" for shard in self.shards("data")]
         with ThreadPoolExecutor(1 if self.local else _REQUESTS) as pool:
             tables = pool.map(lambda name: self.table(name, ["id"]), names)
-            return {video for table in tables for video in table["id"].to_pylist()}
+            return [video for table in tables for video in table["id"].to_pylist()]
 
     def failures(self, done: Container[str]) -> dict[str, Failure]:
         """By id, the last thing that went wrong with each input that is not in the store, or only in part (`kept`)."""
         rows: dict[str, Failure] = {}
         for shard in self.shards("failures"):
             for row in self.table(f"failures/{shard['name']}").to_pylist():
-                failure = Failure(**row)
-                if (failure.kept > 0) == (failure.id in done):  # a commit may end between the two tables
+                failure = Failure(row["id"], row["path"], row["reason"], row.get("kept") or 0.0, identity_in(row))
+                if not failure.reason:  # a video that was stored in part, and is now whole
+                    rows.pop(failure.id, None)
+                elif (failure.kept > 0) == (failure.id in done):  # a commit may end between the two tables
                     rows[failure.id] = failure
         return rows
 

@@ -105,7 +105,7 @@ def merge_stores(
         for source in sources:
             for failure in source.failures:
                 if failure.id not in writer.done and failure.id not in writer.failed:
-                    writer.fail(failure.id, failure.path, failure.reason)
+                    writer.fail(failure.id, failure.path, failure.reason, failure.identity)
         partial = sum(failure.kept > 0 for failure in writer.failed.values())
         return MergeSummary(len(sources), added, skipped, len(writer.failed) - partial, partial)
 

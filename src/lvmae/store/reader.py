@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,16 @@ import pyarrow as pa
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.cache import cache_folder
-from lvmae.store.format import REPRESENTATIONS, Failure, StoreFolder, VideoRecord, l2_normalize, shard_number
+from lvmae.store.format import (
+    IDENTITY_COLUMNS,
+    REPRESENTATIONS,
+    Failure,
+    StoreFolder,
+    VideoRecord,
+    identity_in,
+    l2_normalize,
+    shard_number,
+)
 
 
 @dataclass(frozen=True)
@@ -111,10 +121,14 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def stream(self) -> Iterator[VideoRecord]:
         """Every video, in the order of the rows on disk: one row group in memory at a time, nothing in the cache."""
+        again = Counter(self._folder.rows())  # rows of an id that are still to come: its last one counts
         for shard in self._folder.shards("data"):
             for table in self._folder.row_groups(f"data/{shard['name']}"):
                 views = self._viewed(table.combine_chunks().to_batches()[0], shard["name"])
-                yield from (self._record(views, row) for row in range(views.batch.num_rows))
+                for row, video in enumerate(views.batch.column("id").to_pylist()):
+                    again[video] -= 1
+                    if again[video] <= 0:
+                        yield self._record(views, row)
 
     @cached_property
     def _firsts(self) -> np.ndarray:
@@ -126,14 +140,14 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """Place in the store -> row on disk. Rows lie as they were finished, which workers and crashes decide."""
-        written = self._column("id")
-        return np.array(sorted(range(len(written)), key=written.__getitem__), dtype=np.int64)
+        """Place in the store -> row on disk, of an id the last. Rows lie as they were finished, by workers and crashes."""
+        written = {video: row for row, video in enumerate(self._column("id"))}
+        return np.array([written[video] for video in sorted(written)], dtype=np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """The videos' ids, sorted: the order of everything here."""
-        return sorted(self._column("id"))
+        return sorted(set(self._column("id")))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -158,7 +172,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return self._folder.failures(done=self._folder.ids() if self._folder.shards("failures") else ())
 
     def __len__(self) -> int:
-        return int(self._firsts[-1])
+        return len(self._order)
 
     def _locate(self, index: int) -> tuple[_Shard, int]:
         if not -len(self) <= index < len(self):
@@ -191,6 +205,9 @@ class EmbeddingStore(Sequence[VideoRecord]):
             ends=shard.ends[first:last],
             embeddings=shard.values[first:last],
             shortened=failure.reason if failure else "",
+            identity=identity_in(
+                {name: shard.batch.column(name)[row].as_py() for name in _identity_names(shard.batch.schema)}
+            ),
             **pooled,
         )
 
@@ -213,7 +230,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def _pooled(self, name: str) -> np.ndarray:
         flat = [np.from_dlpack(shard.batch.column(name).flatten()) for shard in self._shards]
-        in_order: np.ndarray = np.concatenate(flat).reshape(len(self), self.dim)[self._order]
+        in_order: np.ndarray = np.concatenate(flat).reshape(-1, self.dim)[self._order]
         return in_order
 
     @cached_property
@@ -241,6 +258,11 @@ class EmbeddingStore(Sequence[VideoRecord]):
             digest.update(f"{video}\0{len(row)}\0".encode())
             digest.update(row[len(row) // 2].tobytes())
         return digest.hexdigest()[:16]
+
+
+def _identity_names(schema: pa.Schema) -> list[str]:
+    """Those of the identity's columns that a shard has: they came later than the format."""
+    return [name for name, _ in IDENTITY_COLUMNS if name in schema.names]
 
 
 def _cache_file(folder: StoreFolder, shard: dict[str, Any]) -> Path:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from lvmae.errors import InputError
+from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.store.format import (
     CARD,
     FAILURE_SCHEMA,
@@ -30,6 +31,7 @@ from lvmae.store.format import (
     VideoRecord,
     check_alike,
     data_schema,
+    identity_columns,
     shard_number,
 )
 
@@ -121,26 +123,34 @@ class StoreWriter:
         finally:
             self.close()
 
-    def add(self, record: VideoRecord) -> None:
+    def add(self, record: VideoRecord, *, replaces: bool = False) -> None:
         """Takes one video; it is on disk after the next commit. A shortened one is in `failed` too, with what was kept of it.
 
+        With `replaces`, a video of this id that is stored already counts no more: readers take the last row of an id.
+
         Raises:
-            ValueError: shapes that disagree, values that are not finite or do not fit float16, an id that is there.
+            ValueError: shapes that disagree, values that are not finite or do not fit float16, an id that is stored already.
         """
+        if record.id in self.done and not replaces:
+            raise ValueError(f"{record.id!r} is in the store already")
         row = self._checked(record)
+        partly = self.failed.get(row.id)
         self._rows.append(row)
         self.done.add(row.id)
         self._bytes += row.embeddings.nbytes
         if row.shortened:
-            self._failures.append(Failure(row.id, row.source, row.shortened, kept=float(row.duration)))
+            self._failures.append(Failure(row.id, row.source, row.shortened, float(row.duration), row.identity))
             self.failed[row.id] = self._failures[-1]
+        elif partly is not None and partly.kept:
+            self._failures.append(Failure(row.id, row.source, ""))
+            del self.failed[row.id]
         else:
             self.failed.pop(row.id, None)
         self._commit_if_due()
 
-    def fail(self, id: str, path: str, reason: str) -> None:
+    def fail(self, id: str, path: str, reason: str, identity: FileIdentity = UNKNOWN) -> None:
         """Records an input that could not be embedded."""
-        self._failures.append(Failure(id, path, reason))
+        self._failures.append(Failure(id, path, reason, identity=identity))
         self.failed[id] = self._failures[-1]
         self._commit_if_due()
 
@@ -151,8 +161,6 @@ class StoreWriter:
     def _checked(self, record: VideoRecord) -> VideoRecord:
         values = np.asarray(record.embeddings)
         length = len(record.starts)
-        if record.id in self.done:
-            raise ValueError(f"{record.id!r} is in the store already")
         if values.ndim != 2 or values.shape[1] != self.manifest.dim:
             raise ValueError(
                 f"{record.id!r} has embeddings of shape {values.shape}, not (segments, {self.manifest.dim})"
@@ -177,7 +185,10 @@ class StoreWriter:
         with _uninterrupted():
             # Failures first: a shortened video is never in the store without its reason.
             if self._failures:
-                columns = [[getattr(f, name) for f in self._failures] for name in FAILURE_SCHEMA.names]
+                columns = {
+                    name: [getattr(f, name) for f in self._failures] for name in ("id", "path", "reason", "kept")
+                }
+                columns |= identity_columns(f.identity for f in self._failures)
                 self._write("failures", pa.table(columns, schema=FAILURE_SCHEMA))
                 self._failures = []
             if self._rows:
@@ -237,6 +248,7 @@ def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
         ),
         "ends": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.ends for row in rows]), pa.float64())),
         "embeddings": pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, manifest.dim)),
+        **identity_columns(row.identity for row in rows),
     }
     if manifest.kind == REPRESENTATIONS:
         for name in ("cls", "mean"):
