@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvmae import recipes
 from lvmae.errors import InputError
 from lvmae.recipes import FREE, RECIPES, Recipe, named
 
@@ -91,6 +92,17 @@ def test_settings_are_read_by_the_type_of_their_field():
         ({"decoder_heads": "7"}, "decoder_heads is 7: it has to divide decoder_width, 512"),
         ({"mask": "random", "temperature": "0.1"}, "temperature is 0.1: only mask=semantic takes a temperature"),
         ({"max_seconds": "5"}, r"max_seconds is 5.0: it has to be min_seconds \(10\) or more"),
+        ({"clip_norm": "0"}, "clip_norm is 0.0: it has to be more than 0, or none for no clipping"),
+        ({"temperature": "0"}, "temperature is 0.0: it has to be more than 0, or none"),
+        ({"seed": "-1"}, "seed is -1: it has to be 0 or more"),
+        ({"seed": str(2**64)}, "seed is 18446744073709551616: the largest is 2147483647"),
+        ({"epochs": "1e9"}, "epochs needs a whole number, not '1e9'"),
+        ({"layers": str(2**31)}, "layers is 2147483648: the largest is"),
+        (
+            {"max_segments": "9", "mask_ratio": "0.9"},
+            "mask_ratio is 0.9: of a window of max_segments=9 .* to 10 or more",
+        ),
+        ({"mlp_ratio": "1e-4"}, "mlp_ratio is 0.0001: it makes layers of no width"),
         ({"trackers": "mlflow"}, r"trackers is \('mlflow',\): choose from tensorboard, wandb"),
     ],
 )
@@ -108,6 +120,29 @@ def test_json_round_trip(name):
 def test_an_old_recipe_with_an_unknown_key_is_refused():
     with pytest.raises(InputError, match="There is no setting 'dropout'"):
         Recipe.from_dict({**named("tiny").to_dict(), "dropout": 0.1})
+
+
+def test_a_recipe_from_before_a_setting_has_what_runs_did_then(monkeypatch):
+    recipe = named("tiny").with_settings({"accumulation": 4, "compile": True})
+    old = recipe.to_dict()
+    del old["accumulation"], old["compile"]
+    assert Recipe.from_dict(old) == dataclasses.replace(recipe, accumulation=1, compile=False)
+    monkeypatch.setitem(recipes.BEFORE_IT_EXISTED, "accumulation", 3)
+    assert Recipe.from_dict(old).accumulation == 3
+    assert Recipe.from_dict(recipe.to_dict()).accumulation == 4
+
+
+def test_settings_that_another_overrules_are_said():
+    tiny = named("tiny").with_settings({"mask": "random"})
+    assert tiny.overruled(videos=16, longest_seconds=180) == []
+    found = tiny.with_settings(
+        {"batch_size": 4096, "base_lr": 1e-3, "min_seconds": 200, "max_seconds": 300, "val_windows": 0, "epochs": 3}
+    ).overruled(videos=33, longest_seconds=180)
+    assert [sentence.split()[0] for sentence in found] == [
+        "batch_size", "min_seconds", "max_seconds", "warmup_epochs", "val_windows", "validate_every"
+    ]  # fmt: skip
+    assert "base_lr x batch_size / 256 = 0.016; with batch_size=33 it is 0.000129" in found[0]
+    assert "segments last 180 s" in found[1]
 
 
 def test_free_settings_exist():

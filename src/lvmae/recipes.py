@@ -14,12 +14,20 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Self
 
 from lvmae.errors import InputError
 
 # These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
 FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every", "num_workers", "trackers"})
+
+# What runs did before there was a setting, where that is not the default of today. A setting that an old recipe.json does not
+# hold has this value, or else the default of its field: so a run from before a setting can be resumed and repeated. Whoever
+# adds a setting with another default than the old behaviour names the old behaviour here.
+BEFORE_IT_EXISTED: dict[str, Any] = {}
+
+_LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
 _CHOICES = {
     "mask": ("random", "semantic", "redundant"),
@@ -89,17 +97,33 @@ class Recipe:
 
         for key, choices in _CHOICES.items():
             check(getattr(self, key) in choices, key, "choose " + ", ".join(choices))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                check(value <= _LARGEST, field.name, f"the largest is {_LARGEST}")
         for key in ("layers", "decoder_width", "decoder_layers", "decoder_heads", "epochs", "batch_size", "accumulation",
                     "validate_every", "log_every", "checkpoint_every", "keep"):  # fmt: skip
             check(getattr(self, key) >= 1, key, "it has to be 1 or more")
-        for key in ("warmup_epochs", "weight_decay", "val_windows", "num_workers", "seed", "temperature", "clip_norm"):
-            check((getattr(self, key) or 0) >= 0, key, "it has to be 0 or more")
+        for key in ("warmup_epochs", "weight_decay", "val_windows", "num_workers", "seed"):
+            check(getattr(self, key) >= 0, key, "it has to be 0 or more")
         for key in ("base_lr", "mlp_ratio", "min_seconds", "checkpoint_minutes"):
             check(getattr(self, key) > 0, key, "it has to be more than 0")
+        for key, what in (("clip_norm", "for no clipping"), ("temperature", "for the highest scores, as in the paper")):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, f"it has to be more than 0, or none {what}")
         for key in ("beta1", "beta2", "val_fraction"):
             check(0 <= getattr(self, key) < 1, key, "it has to be at least 0 and below 1")
         check(0 < self.mask_ratio < 1, "mask_ratio", "it has to be between 0 and 1, both excluded")
         check(self.max_segments >= 2, "max_segments", "a window needs 2 segments, one to see and one to predict")
+        # A share of 1 - ratio is seen; what is written in decimal fractions is meant in them.
+        visible = 1 - Fraction(repr(float(self.mask_ratio)))
+        check(
+            self.max_segments * visible >= 1,
+            "mask_ratio",
+            f"of a window of max_segments={self.max_segments} it leaves nothing to see; lower it, or set max_segments to "
+            f"{math.ceil(1 / visible)} or more",
+        )
+        check(round(self.mlp_ratio * self.decoder_width) >= 1, "mlp_ratio", "it makes layers of no width; raise it")
         check(self.embedding_scale is None or self.embedding_scale > 0, "embedding_scale", "it has to be more than 0")
         check(self.heads is None or self.heads >= 1, "heads", "it has to be 1 or more, or none")
         check(
@@ -117,6 +141,43 @@ class Recipe:
         )
         check(all(weight > 0 for weight in self.mixture), "mixture", "every weight has to be more than 0")
         check(set(self.trackers) <= {"tensorboard", "wandb"}, "trackers", "choose from tensorboard, wandb")
+
+    def overruled(self, *, videos: int, longest_seconds: float) -> list[str]:
+        """Sentences on settings that do not do what they say here, because of another setting or of the data.
+
+        Args:
+            videos: the windows of an epoch.
+            longest_seconds: what `max_segments` consecutive segments last.
+        """
+        found = []
+        if self.batch_size > videos:
+            found.append(
+                f"batch_size is {self.batch_size} and an epoch has {videos} windows, so no step sees more than these. The learning "
+                f"rate stays that of the nominal batch, base_lr x batch_size / 256 = {self.learning_rate:.3g}; with "
+                f"batch_size={videos} it is {self.base_lr * videos / 256:.3g}."
+            )
+        if self.min_seconds > longest_seconds * (1 + 1e-6):
+            found.append(
+                f"min_seconds is {self.min_seconds:g} and max_segments={self.max_segments} segments last {longest_seconds:g} s: "
+                "every window has max_segments segments, or all of its video."
+            )
+        if self.max_seconds is not None and self.max_seconds > longest_seconds * (1 + 1e-6):
+            found.append(
+                f"max_seconds is {self.max_seconds:g} and changes nothing: max_segments={self.max_segments} segments last "
+                f"{longest_seconds:g} s."
+            )
+        if self.warmup_epochs >= self.epochs:
+            found.append(
+                f"warmup_epochs is {self.warmup_epochs:g} and the run has {self.epochs} epochs: the learning rate only rises; set "
+                "warmup_epochs below epochs."
+            )
+        if self.val_fraction and not self.val_windows:
+            found.append("val_windows is 0: videos are held out, and none of them is looked at.")
+        if self.validate_every > self.epochs:
+            found.append(
+                f"validate_every is {self.validate_every}: held-out videos are looked at after the last epoch alone."
+            )
+        return found
 
     @property
     def learning_rate(self) -> float:
@@ -150,8 +211,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Raises InputError on unknown keys and bad values, as `with_settings` does."""
-        data = dict(data)
+        """Also of an older lvmae: a setting that is absent has the value of its time (`BEFORE_IT_EXISTED`).
+
+        Raises InputError on unknown keys and bad values, as `with_settings` does.
+        """
+        data = BEFORE_IT_EXISTED | dict(data)
         name = str(data.pop("name", "custom"))
         return dataclasses.replace(cls().with_settings(data), name=name)
 

@@ -220,6 +220,13 @@ def test_held_out_videos_are_never_trained_on(tmp_path):
     assert np.mean([video >= 9 for video in seen]) == pytest.approx(0.75, abs=0.05)
 
 
+def test_what_the_data_overrules_is_said(store, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="lvmae"):
+        pretrain(store, tmp_path / "run", recipe=small(epochs=1, batch_size=64, max_seconds=1000))
+    assert "batch_size is 64 and an epoch has 10 windows" in caplog.text
+    assert "max_seconds is 1000 and changes nothing: max_segments=36 segments last 180 s" in caplog.text
+
+
 def test_without_held_out_videos_it_says_so(store, tmp_path, caplog):
     with caplog.at_level("INFO", logger="lvmae"):
         run = pretrain(store, tmp_path / "run", recipe=small(epochs=1, val_fraction=0))
@@ -249,6 +256,18 @@ def test_another_store_is_refused(begun, tmp_path):
         pretrain(strange, begun, recipe=small(epochs=1))
     with pytest.raises(InputError, match="1 stores there and 2 here"):
         pretrain([other, other], begun, recipe=small(epochs=1))
+
+
+def test_a_run_from_before_a_setting_is_resumed(begun, store):
+    written = json.loads((begun / "recipe.json").read_text())
+    del written["recipe"]["compile"], written["recipe"]["accumulation"]
+    (begun / "recipe.json").write_text(json.dumps(written))
+    assert pretrain(store, begun, recipe=small(epochs=1)) == begun
+    with pytest.raises(InputError, match="compile is false there and true here"):
+        pretrain(store, begun, recipe=small(epochs=1, compile=True))
+    (begun / "recipe.json").write_text(json.dumps({**written, "recipe": {**written["recipe"], "dropout": 0.1}}))
+    with pytest.raises(InputError, match=r"the setting dropout, which lvmae .* does not know"):
+        pretrain(store, begun, recipe=small(epochs=1))
 
 
 def test_no_resume_refuses_a_run(begun, store):

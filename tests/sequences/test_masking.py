@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from lvmae.errors import InputError
 from lvmae.sequences import STRATEGIES, mask_segments, shortest_maskable
+from lvmae.sequences.masking import count_visible
 from lvmae.store import l2_normalize
 
 RNG = np.random.default_rng(0)
@@ -52,7 +55,7 @@ def test_ties_go_to_the_earlier() -> None:
 def test_the_count_is_the_papers(length: int, ratio: float, strategy: str, seed: int) -> None:
     embeddings = l2_normalize(np.random.default_rng(seed).normal(size=(length, 3)))
     masked = mask_segments(strategy, embeddings, ratio, np.random.default_rng(seed))
-    visible = int(length * (1 - ratio))
+    visible = int(length * (1 - Fraction(repr(ratio))))
     if strategy != "random":
         visible = max(visible, 1)
     assert (~masked).sum() == visible
@@ -89,6 +92,20 @@ def test_unknown_names_and_ratios() -> None:
         mask_segments("semantic-sampled", WALK, 0.5, RNG, temperature=0.0)
 
 
-@pytest.mark.parametrize(("ratio", "shortest"), [(0.4, 2), (0.5, 2), (0.6, 3), (0.75, 4), (0.1, 2)])
+def test_the_count_is_that_of_decimal_fractions() -> None:
+    # In binary ones 10 * (1 - 0.9), 5 * (1 - 0.8) and 25 * (1 - 0.56) are a little less than 1, 1 and 11.
+    assert [count_visible(*pair) for pair in ((10, 0.9), (5, 0.8), (25, 0.56), (20, 0.4), (7, 1e-12))] == [
+        1,
+        1,
+        11,
+        12,
+        6,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shortest"),
+    [(0.4, 2), (0.5, 2), (0.6, 3), (0.75, 4), (0.1, 2), (0.9, 10), (0.8, 5), (1e-300, 2), (0.999999999, 10**9)],
+)
 def test_shortest_sequence_worth_masking(ratio: float, shortest: int) -> None:
     assert shortest_maskable(ratio) == shortest

@@ -76,6 +76,34 @@ def test_durations_are_uniform_between_ten_seconds_and_the_cap() -> None:
     assert max(capped) == 60
 
 
+@given(
+    seconds=st.floats(0.5, 20),
+    overlap=st.floats(0.05, 1),
+    least=st.floats(1, 60),
+    more=st.floats(0, 200),
+    most=st.integers(2, 300),
+    seed=st.integers(0, 99),
+)
+def test_seconds_count_the_stride(
+    seconds: float, overlap: float, least: float, more: float, most: int, seed: int
+) -> None:
+    """A window lasts at least min_seconds and at most max_seconds, to a segment where it cannot be exact."""
+    stride = seconds * overlap
+    sampling = DurationSampling(min_seconds=least, max_segments=most, max_seconds=least + more)
+    _, length = sampling.draw(10_000, seconds, 1, np.random.default_rng(seed), stride=stride)
+    lasts = seconds + (length - 1) * stride
+    assert length <= most
+    assert lasts <= max(least + more, seconds) + 1e-4 * stride
+    assert lasts > min(least, seconds + (most - 1) * stride) - stride
+
+
+def test_seconds_of_overlapping_segments() -> None:
+    generator = np.random.default_rng(0)
+    sampling = DurationSampling(min_seconds=10.0, max_segments=256, max_seconds=60.0)
+    drawn = [sampling.draw(10_000, 5.0, 2, generator, stride=1.0)[1] for _ in range(2000)]
+    assert (min(drawn), max(drawn)) == (6, 56)  # 5 + 5 x 1 = 10 s to 5 + 55 x 1 = 60 s
+
+
 def test_short_videos_are_counted_not_sampled(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", [1, 2, 30, 1])
     dataset = WindowDataset([store])

@@ -11,6 +11,7 @@ import numpy as np
 
 from lvmae.ablation.grid import Cell
 from lvmae.recipes import Recipe
+from lvmae.sequences import SegmentTimes
 from lvmae.store import EmbeddingStore
 
 
@@ -54,7 +55,9 @@ def _block_parameters(width: int, mlp_ratio: float) -> int:
 
 def _mean_window(store: EmbeddingStore, recipe: Recipe) -> float:
     """The expected segments of a window: a duration drawn uniformly, and no longer than its video."""
-    seconds = float(store.durations.sum() / store.lengths.sum())
-    most = recipe.max_segments if recipe.max_seconds is None else min(recipe.max_segments, recipe.max_seconds / seconds)
-    drawn = np.linspace(min(recipe.min_seconds / seconds, most), most, 64)
+    times = SegmentTimes.of(store)
+    most = float(recipe.max_segments)
+    if recipe.max_seconds is not None:
+        most = min(most, times.segments_in(recipe.max_seconds))
+    drawn = np.linspace(min(times.segments_in(recipe.min_seconds), most), most, 64)
     return float(np.minimum(store.lengths[:, None], drawn).mean())

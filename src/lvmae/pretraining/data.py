@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvmae.errors import InputError, LVMAEError
 from lvmae.recipes import Recipe
-from lvmae.sequences import DurationSampling, Window, WindowDataset, collate_packed, epoch_batches, split_videos
+from lvmae.sequences import (
+    DurationSampling,
+    SegmentTimes,
+    Window,
+    WindowDataset,
+    collate_packed,
+    epoch_batches,
+    split_videos,
+)
 from lvmae.sequences.masking import shortest_maskable
 from lvmae.store import EmbeddingStore
 
@@ -96,9 +104,10 @@ class TrainingData:
             for store in self.description
             if store["too_short"]
         ]
-        if not self.validation:
+        if not any(store["held_out"] for store in self.description):
             found.append("No video is held out: nothing will tell whether the model learns more than interpolation.")
-        return found
+        longest = SegmentTimes.of(self.windows.stores[0]).seconds_of(self.recipe.max_segments)
+        return found + self.recipe.overruled(videos=len(self.windows), longest_seconds=longest)
 
     def videos_in(self, step: int) -> int:
         """The size of a step's batch; the last of an epoch may be smaller."""

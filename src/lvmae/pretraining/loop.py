@@ -172,10 +172,6 @@ class _Training:
         if self.data.validation:
             size = -(-self.recipe.batch_size // (self.world * self.recipe.accumulation))
             validation = Validation(self.data.validation, batch_size=size, loss=self.recipe.loss)
-        if self.warmup_steps >= self.total_steps:
-            log.warning(
-                "The warm-up is as long as the run: the learning rate only rises; set warmup_epochs below epochs."
-            )
         saved_at = time.monotonic()
         batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
         with self._bar(step) as bar, _requests_to_stop() as stop, contextlib.closing(batches) as micro_batches:

@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lvmae import __version__
 from lvmae.errors import InputError, WorkError
-from lvmae.recipes import FREE
+from lvmae.recipes import FREE, Recipe
 
 _RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
 
@@ -128,11 +129,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    old, new = there.get("recipe", {}), now["recipe"]
+    written, new = there.get("recipe", {}), now["recipe"]
+    unknown = sorted(written.keys() - new.keys())
+    if unknown:
+        return [
+            f"its recipe has the setting {unknown[0]}, which lvmae {__version__} does not know: use the version that made it"
+        ]
+    try:
+        old = Recipe.from_dict(written).to_dict()
+    except InputError as error:
+        return [f"its recipe is not one that can be resumed: {str(error).rstrip('.')}"]
     found = [
-        f"{key} is {_short(old.get(key))} there and {_short(new.get(key))} here"
-        for key in dict.fromkeys([*new, *old])
-        if key not in FREE and old.get(key) != new.get(key)
+        f"{key} is {_short(old[key])} there and {_short(new[key])} here"
+        for key in new
+        if key not in FREE | {"name"} and old[key] != new[key]
     ]
     stores, given = there.get("stores", []), now["stores"]
     if len(stores) != len(given):

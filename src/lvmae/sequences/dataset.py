@@ -6,6 +6,7 @@ nor interruptions change what is trained on. Price: reads the window's bytes and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from lvmae.store import EmbeddingStore, l2_normalize
 
 # Validation draws from an epoch that training never reaches.
 _VALIDATION = 2**31
+
+_FORGIVEN = 1e-6  # of a segment: lengths in seconds are sums of binary fractions
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,53 @@ class DurationSampling:
     max_segments: int = 256
     max_seconds: float | None = None
 
-    def draw(self, available: int, seconds: float, shortest: int, generator: np.random.Generator) -> tuple[int, int]:
-        """Start and length, in segments of `seconds` each, of a window in a video of `available` segments."""
-        most = self.max_segments * seconds
+    def draw(
+        self,
+        available: int,
+        seconds: float,
+        shortest: int,
+        generator: np.random.Generator,
+        *,
+        stride: float | None = None,
+    ) -> tuple[int, int]:
+        """Start and length, in segments, of a window in a video of `available` segments of `seconds`, one every `stride`."""
+        rule = SegmentTimes(seconds, stride or seconds)
+        longest = rule.seconds_of(self.max_segments)
         if self.max_seconds is not None:
-            most = min(most, self.max_seconds)
-        duration = generator.uniform(min(self.min_seconds, most), most)
-        length = min(max(round(duration / seconds), shortest), available)
+            longest = min(longest, self.max_seconds)
+        least = min(self.min_seconds, longest)
+        drawn = round(rule.segments_in(generator.uniform(least, longest)))
+        # Rounding must not leave [least, longest].
+        drawn = min(
+            max(drawn, math.ceil(rule.segments_in(least) - _FORGIVEN)), int(rule.segments_in(longest) + _FORGIVEN)
+        )
+        length = min(max(drawn, shortest), available)
         return int(generator.integers(available - length + 1)), length
 
 
-def segment_seconds(store: EmbeddingStore) -> float:
-    """Length of a store's segments in seconds; their mean where the rule is not a fixed length."""
-    fixed = store.manifest.segments.get("seconds")
-    return float(fixed) if fixed else float(store.durations.sum() / store.lengths.sum())
+@dataclass(frozen=True)
+class SegmentTimes:
+    """How the segments of a store lie in time: each lasts `seconds`, and one starts every `stride` seconds."""
+
+    seconds: float
+    stride: float
+
+    @classmethod
+    def of(cls, store: EmbeddingStore) -> SegmentTimes:
+        """A store's, by its rule; where that is no fixed length, the mean length, one after the other."""
+        fixed = store.manifest.segments.get("seconds")
+        seconds = float(fixed) if fixed else float(store.durations.sum() / store.lengths.sum())
+        return cls(seconds, float(store.manifest.segments.get("stride") or seconds))
+
+    def seconds_of(self, segments: int) -> float:
+        """The seconds from the start of the first to the end of the last of so many consecutive segments."""
+        return self.seconds + (segments - 1) * self.stride
+
+    def segments_in(self, seconds: float) -> float:
+        """The inverse of `seconds_of`: a fraction where the time holds no whole number of them."""
+        if self.stride == self.seconds:
+            return seconds / self.seconds
+        return (seconds - self.seconds) / self.stride + 1
 
 
 class WindowDataset(Dataset[Window]):
@@ -100,7 +136,7 @@ class WindowDataset(Dataset[Window]):
         self.sampling = sampling or DurationSampling()
         self.mask, self.mask_ratio, self.temperature, self.seed = mask, mask_ratio, temperature, seed
         self.shortest = shortest_maskable(mask_ratio)
-        self._seconds = [segment_seconds(store) for store in stores]
+        self._times = [SegmentTimes.of(store) for store in stores]
         self._weights = None if weights is None else np.asarray(weights, np.float64)
         if self._weights is not None and (len(self._weights) != len(stores) or (self._weights <= 0).any()):
             raise InputError(f"{len(stores)} stores need as many positive weights, not {list(weights or ())}")
@@ -158,7 +194,10 @@ class WindowDataset(Dataset[Window]):
 
     def _window(self, number: int, video: int, generator: np.random.Generator) -> Window:
         store = self.stores[number]
-        start, length = self.sampling.draw(int(store.lengths[video]), self._seconds[number], self.shortest, generator)
+        times = self._times[number]
+        start, length = self.sampling.draw(
+            int(store.lengths[video]), times.seconds, self.shortest, generator, stride=times.stride
+        )
         embeddings = l2_normalize(store.embeddings(video, start, start + length))
         masked = mask_segments(self.mask, embeddings, self.mask_ratio, generator, temperature=self.temperature)
         return Window(embeddings, masked, int(self._firsts[number]) + video, start)

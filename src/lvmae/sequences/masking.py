@@ -9,16 +9,26 @@ with the one before; the first has none and stays visible.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
 from lvmae.errors import InputError
 
 
+@functools.lru_cache(maxsize=64)
+def _visible_share(ratio: float) -> Fraction:
+    """1 - ratio as it is written: in binary fractions 10 * (1 - 0.9) is below 1."""
+    return 1 - Fraction(repr(float(ratio)))
+
+
 def count_visible(length: int, ratio: float) -> int:
-    """Number of segments the encoder sees of a sequence of `length`."""
-    return int(length * (1 - ratio))
+    """Number of segments the encoder sees of a sequence of `length`: int(length * (1 - ratio)), in decimal fractions."""
+    share = _visible_share(ratio)
+    return length * share.numerator // share.denominator
 
 
 def shortest_maskable(ratio: float) -> int:
@@ -29,10 +39,7 @@ def shortest_maskable(ratio: float) -> int:
     """
     if not 0 < ratio < 1:
         raise InputError(f"mask ratio {ratio} is not between 0 and 1; the paper's best is 0.4")
-    length = 2
-    while not 1 <= count_visible(length, ratio) < length:
-        length += 1
-    return length
+    return max(2, math.ceil(1 / _visible_share(ratio)))
 
 
 def similarity_to_previous(embeddings: np.ndarray) -> np.ndarray:
