@@ -87,9 +87,9 @@ def test_manifests_of_every_kind_say_the_same(tmp_path: Path) -> None:
         ("path,start\nx.mp4,-1\n", "not '-1'"),
         ("path,end\nx.mp4,nan\n", "not 'nan'"),
         ("path,start,end\nx.mp4,5,5\n", "the clip ends at 5 s, which is not after its start at 5 s"),
-        ("path\nx.mp4,5\n", "line 2: it has more fields than there are columns"),
+        ("path\nx.mp4,5\n", "line 2: it has 2 fields and the header names 1 columns"),
         ("path,id\nx.mp4,a\ny.mp4,a\n", "line 3 gives the id 'a' a second time, after .*line 2"),
-        ('path\n"x.mp4\n', "cannot be read as a table"),
+        ('path\n"x.mp4\n', "line 2: a quote in it is not closed"),
     ],
 )
 def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path: Path, text: str, says: str) -> None:

@@ -103,7 +103,7 @@ def test_a_folder_of_subtitles_is_named_by_video(tmp_path: Path) -> None:
         ("c.csv", "", "holds no captions"),
         ("c.csv", "video,start,end,text\n", "holds no captions"),
         ("c.csv", "video,start,text\na,0,x\n", "no column 'end'"),
-        ("c.csv", "video,start,end,text\na,0,5,x\na,0,,y\n", "row 3: start '0' and end ''"),
+        ("c.csv", "video,start,end,text\na,0,5,x\na,0,,y\n", "line 3: start '0' and end ''"),
         ("c.csv", "video,start,end,text\na,5,5,x\n", "ends at 5 s, which is not after"),
         ("c.csv", "video,start,end,text\na,0,5,\n", "column 'text' is empty"),
         ("c.csv", "video,start,end,text\n,0,5,x\n", "column 'video' is empty"),

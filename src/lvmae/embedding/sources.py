@@ -8,7 +8,6 @@ any other bad file.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import math
@@ -19,10 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from lvmae.errors import InputError
-from lvmae.files.tables import read_parquet_rows
+from lvmae.files.table_files import cell_text, read_table
 from lvmae.files.urls import file_system, is_url
 
 VIDEO_SUFFIXES = frozenset(
@@ -220,52 +217,28 @@ def _printable(name: str) -> str:
 
 
 def _in_manifest(manifest: str) -> Iterator[_Found]:
-    count = 0
-    for where, row in _rows(manifest):
-        if count == 0:
-            _check_columns(manifest, list(row))
-        count += 1
-        origin = f"{manifest}, {where}"
-        path = row["path"]
+    table = read_table(manifest)
+    if not table.rows:
+        raise InputError(f"{manifest} lists no video; a row with a path is needed for each.")
+    _check_columns(manifest, list(table.columns))
+    for one in table.rows:
+        row, origin = one.values, f"{manifest}, {one.where}"
+        path = row.get("path")
         if not isinstance(path, str) or not path.strip():
             raise InputError(f"{origin}: the path is empty.")
         start, end = _seconds(row, "start", origin), _seconds(row, "end", origin)
         if end is not None and end <= (start or 0.0):
             raise InputError(f"{origin}: the clip ends at {end:g} s, which is not after its start at {start or 0:g} s.")
-        own = row.get("id")
+        own = cell_text(row.get("id"))
         elsewhere = is_url(path) or Path(path).is_absolute()
         yield _Found(
             posixpath.basename(path) if elsewhere else path.removeprefix("./"),
             path if elsewhere else _beside(manifest, path),
-            None if own in (None, "") else str(own),
+            own or None,
             start,
             end,
             origin=origin,
         )
-    if not count:
-        raise InputError(f"{manifest} lists no video; a row with a path is needed for each.")
-
-
-def _rows(manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with how a person would find it."""
-    if manifest.lower().endswith(".parquet"):
-        for number, row in enumerate(read_parquet_rows(manifest)):
-            yield f"row {number + 1}", row
-        return
-    delimiter = "\t" if manifest.lower().endswith(".tsv") else ","
-    try:
-        with fsspec.open(manifest, "r", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            for row in reader:
-                if None in row:
-                    raise InputError(f"{manifest}, line {reader.line_num}: it has more fields than there are columns.")
-                yield f"line {reader.line_num}", dict(row)
-    except FileNotFoundError:
-        raise InputError(f"There is no file {manifest}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{manifest} cannot be read as a table in UTF-8: {error}.") from None
-    except (OSError, ImportError) as error:
-        raise InputError(f"{manifest} cannot be opened: {error}.") from None
 
 
 def _check_columns(manifest: str, columns: list[str]) -> None:

@@ -6,24 +6,20 @@ one file for one video or a folder of them, named by video id. Times are seconds
 
 from __future__ import annotations
 
-import csv
 import html
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lvmae.errors import InputError
-from lvmae.files.tables import read_parquet_rows
+from lvmae.files.table_files import TABLE_SUFFIXES, Row, cell_text, read_table, read_text
 from lvmae.store import VideoRecord
 
 COLUMNS = ("video", "start", "end", "text")
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SUBTITLES = (".srt", ".vtt")
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:[.,]\d+)?)")
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000> and the {\an8} of SRT
@@ -81,10 +77,12 @@ def load_captions(path: str | Path) -> list[Caption]:
         )
     elif path.suffix.lower() in _SUBTITLES:
         captions = list(_read_subtitles(path, path.stem))
-    elif path.suffix.lower() in _TABLES:
-        captions = [_caption(path, number, row) for number, row in _read_table(path)]
+    elif path.suffix.lower() in TABLE_SUFFIXES:
+        captions = [_caption(path, row) for row in read_table(path).rows]
     else:
-        raise InputError(f"{path} is no caption file: the suffixes read here are {', '.join(_TABLES + _SUBTITLES)}")
+        raise InputError(
+            f"{path} is no caption file: the suffixes read here are {', '.join(TABLE_SUFFIXES + _SUBTITLES)}"
+        )
     if not captions:
         raise InputError(f"{path} holds no captions: it needs rows of {', '.join(COLUMNS)}, or subtitle cues")
     return captions
@@ -144,58 +142,32 @@ def align(captions: Sequence[Caption], record: VideoRecord) -> list[list[str]]:
     return texts
 
 
-def _caption(path: Path, number: int, row: dict[str, Any]) -> Caption:
-    """One row of a table, checked. `number` is what an editor or a viewer shows for it."""
-    missing = [name for name in COLUMNS if name not in row]
+def _caption(path: Path, row: Row) -> Caption:
+    """One row of a table, checked."""
+    values = row.values
+    missing = [name for name in COLUMNS if name not in values]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}: a caption table needs the columns {', '.join(COLUMNS)}")
-    video, text = str(row["video"] or "").strip(), " ".join(str(row["text"] or "").split())
+    video, text = cell_text(values["video"]), " ".join(cell_text(values["text"]).split())
     if not video or not text:
-        raise InputError(f"{path}, row {number}: the column {'text' if video else 'video'!r} is empty")
+        raise InputError(f"{path}, {row.where}: the column {'text' if video else 'video'!r} is empty")
     try:
-        start, end = parse_time(row["start"]), parse_time(row["end"])
+        start, end = parse_time(values["start"]), parse_time(values["end"])
     except ValueError:
         raise InputError(
-            f"{path}, row {number}: start {row['start']!r} and end {row['end']!r} must be seconds, m:s or h:m:s"
+            f"{path}, {row.where}: start {values['start']!r} and end {values['end']!r} must be seconds, m:s or h:m:s"
         ) from None
     if end <= start:
         raise InputError(
-            f"{path}, row {number}: the caption ends at {end:g} s, which is not after its start at {start:g} s"
+            f"{path}, {row.where}: the caption ends at {end:g} s, which is not after its start at {start:g} s"
         )
     return Caption(video, start, end, text)
-
-
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered rows. CSV rows are numbered by their last line in the file, JSONL by line, Parquet from 1."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from enumerate(read_parquet_rows(path), start=1)
-        return
-    text = _text_of(path)
-    if suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",")
-        try:
-            for row in reader:
-                yield reader.line_num, {str(key).strip(): value for key, value in row.items() if key is not None}
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: this is no CSV ({error})") from None
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: this is no JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: each line must be an object with {', '.join(COLUMNS)}")
-        yield number, row
 
 
 def _read_subtitles(path: Path, video: str) -> Iterator[Caption]:
     """The cues of an SRT or WebVTT file, without markup; cues without text are left out."""
     vtt = path.suffix.lower() == ".vtt"
-    lines = _text_of(path).splitlines()
+    lines = read_text(path).splitlines()
     number = 0
     while number < len(lines):
         if not lines[number].strip():
@@ -222,10 +194,3 @@ def _read_subtitles(path: Path, video: str) -> Iterator[Caption]:
         text = " ".join(html.unescape(_MARKUP.sub("", " ".join(block[arrow + 1 :]))).split())
         if text and end > start:
             yield Caption(video, start, end, text)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: convert it first, for example with iconv") from None
