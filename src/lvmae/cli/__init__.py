@@ -18,7 +18,7 @@ from lvmae.cli import ablation, evaluation, library, model, store
 from lvmae.cli.command import command_of
 from lvmae.errors import LVMAEError
 
-_DOWNLOADING = frozenset({"embed", "push", "search", "serve"})
+_DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,10 +76,44 @@ def _parser() -> argparse.ArgumentParser:
         library.add_search,
         library.add_serve,
         library.add_timeline,
+        _add_quickstart,
         _add_demo,
     ):
         add(commands)
     return parser
+
+
+def _add_quickstart(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "quickstart",
+        _run_quickstart,
+        brief="From a folder of videos to the open page, in one command.",
+        goes_in="videos: files, folders, URLs or manifests",
+        comes_out="a store, chapters, with enough videos a run and a report, and the search page, until Ctrl-C",
+        example="lvmae quickstart films/",
+    )
+    command.add_argument("videos", nargs="+", help="video files, folders, URLs or manifests")
+    command.add_argument("--out", default="quickstart", help="folder for everything (default: quickstart)")
+    command.add_argument(
+        "--encoder", default="conse", help="name, or module:Class of your own (default: conse, offline)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print what it would cost, and do nothing")
+    command.add_argument("--no-serve", action="store_true", help="end after the last step, without the page")
+    command.add_argument("--no-open", action="store_true", help="print the page's address, and open no browser")
+
+
+def _run_quickstart(arguments: argparse.Namespace) -> int:
+    from lvmae.quickstart import quickstart
+
+    return quickstart(
+        arguments.videos,
+        arguments.out,
+        encoder=arguments.encoder,
+        dry_run=arguments.dry_run,
+        serve=not arguments.no_serve,
+        open_browser=not arguments.no_open,
+    )
 
 
 def _add_demo(commands: Any) -> None:

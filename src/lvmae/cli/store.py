@@ -42,6 +42,9 @@ def add_embed(commands: Any) -> None:
         "--batch-size", type=int, default=16, metavar="N", help="segments encoded at once (default: 16)"
     )
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print hours, segments, bytes and time expected, and embed nothing"
+    )
     bad = command.add_argument_group("bad files")
     bad.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
     bad.add_argument(
@@ -67,6 +70,8 @@ def add_embed(commands: Any) -> None:
 def _run_embed(arguments: argparse.Namespace) -> int:
     from lvmae.embedding import embed_videos
 
+    if arguments.dry_run:
+        return _estimate_embed(arguments)
     rank, world_size = _rank_of(arguments)
     summary = embed_videos(
         arguments.videos,
@@ -95,6 +100,23 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
     return tell_failures(summary.store) if summary.failures else 0
+
+
+def _estimate_embed(arguments: argparse.Namespace) -> int:
+    from lvmae.estimation import estimate_embedding
+
+    estimate = estimate_embedding(
+        arguments.videos,
+        arguments.out,
+        encoder=arguments.encoder,
+        encoder_options=key_values(arguments.encoder_option, "--encoder-option") or None,
+        segment_kind=arguments.segments,
+        segment_seconds=arguments.segment_seconds,
+        stride=arguments.stride,
+        workers=arguments.workers,
+    )
+    print(estimate.to_text())
+    return 0
 
 
 def _rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:

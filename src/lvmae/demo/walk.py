@@ -11,15 +11,14 @@ probe.json, table.json and report.html; run-untrained, reps-untrained and probe-
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lvmae.cli.steps import run_step
 from lvmae.demo.corpus import STORIES, Corpus, make_corpus
-from lvmae.errors import LVMAEError
 
 if TYPE_CHECKING:
     from lvmae.evaluation import ProbeTable
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 VIDEOS = 72
 # One epoch at a rate that changes nothing: the weights the real run begins with, as a run like any other.
 _UNTRAINED = ("epochs=1", "warmup_epochs=0", "base_lr=1e-12")
-
-
-class StepFailedError(LVMAEError):
-    """A command of the path ended badly, having said why; the exit code is its own."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
 
 
 def run_demo(
@@ -71,8 +62,8 @@ def run_demo(
     print(_storyline(corpus), flush=True)
 
     store, page = root / "store", root / "report.html"
-    _run("embed", corpus.videos, "--out", store)
-    _run("inspect", store)
+    run_step("embed", corpus.videos, "--out", store)
+    run_step("inspect", store)
     trained = _learn(corpus, store, settings=settings, probing=["--raw", store, "--seeds", seeds])
     untrained = _learn(
         corpus, store, settings=[*settings, *_UNTRAINED], probing=["--seeds", seeds], suffix="-untrained"
@@ -80,7 +71,7 @@ def run_demo(
     table = _beside(trained, untrained)
     (root / "table.json").write_text(table.to_json(), encoding="utf-8")
     told = ["--captions", corpus.captions, "--probe-table", root / "table.json"]
-    _run("interpret", root / "run", store, *told, "--out", page)
+    run_step("interpret", root / "run", store, *told, "--out", page)
 
     print(
         f"\nWhich of {len(STORIES)} orders a video tells its events in, read from frozen features:\n\n{table.to_text()}\n"
@@ -100,9 +91,9 @@ def _learn(
     run, reps, table = (corpus.root / f"{name}{suffix}" for name in ("run", "reps", "probe"))
     table = table.with_suffix(".json")
     changed = [part for setting in settings for part in ("--set", setting)]
-    _run("pretrain", store, "--out", run, "--recipe", "tiny", *changed)
-    _run("represent", run, store, "--out", reps)
-    _run("probe", reps, "--labels", corpus.labels, *probing, "--out", table)
+    run_step("pretrain", store, "--out", run, "--recipe", "tiny", *changed)
+    run_step("represent", run, store, "--out", reps)
+    run_step("probe", reps, "--labels", corpus.labels, *probing, "--out", table)
     return ProbeTable.from_json(table.read_text(encoding="utf-8"))
 
 
@@ -111,20 +102,6 @@ def _beside(trained: ProbeTable, untrained: ProbeTable) -> ProbeTable:
     floor = tuple(replace(row, features=f"{row.features}, untrained") for row in untrained.rows)
     last = [row for row in trained.rows if row.features == untrained.rows[0].features]
     return replace(trained, rows=(*(row for row in trained.rows if row not in last), *floor, *last))
-
-
-def _run(*arguments: object) -> None:
-    """Prints one command and runs it. Raises where it fails, after it has said why."""
-    from lvmae.cli import main
-
-    argv = [str(argument) for argument in arguments]
-    line = shlex.join(["lvmae", *argv])
-    print(f"\n$ {line}", flush=True)
-    began = time.monotonic()
-    code = main(argv)
-    if code:
-        raise StepFailedError(f"the step `{line}` failed; `lvmae demo` goes on from there", code)
-    print(f"({time.monotonic() - began:.0f} s)", flush=True)
 
 
 def _reconstruction(run: Path) -> str:
