@@ -100,8 +100,8 @@ def test_no_two_videos_share_a_frame(corpus: Corpus) -> None:
 def test_resumed_is_uninterrupted(corpus: Corpus, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     shutil.copytree(corpus.root, begun)
-    (begun / "videos" / "v1.mp4").rename(begun / "videos" / ".v1.mp4.part")
-    (begun / "videos" / ".v1.mp4.part").write_bytes(b"half a film")
+    (begun / "videos" / "v1.mp4").rename(begun / "videos" / ".tmp-v1.mp4")
+    (begun / "videos" / ".tmp-v1.mp4").write_bytes(b"half a film")
     kept = (begun / "videos" / "v0.mp4").stat().st_mtime_ns
     film_corpus(begun, _plans(), workers=1)
     assert sorted(path.name for path in (begun / "videos").iterdir()) == ["v0.mp4", "v1.mp4", "v2.mp4"]

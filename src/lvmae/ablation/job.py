@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lvmae.ablation.cost import cost
 from lvmae.ablation.figures import draw_figures
 from lvmae.ablation.grid import STORE, Cell, Grid
@@ -35,7 +33,9 @@ from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.evaluation import ProbeSettings, ProbeTable, Task, load_labels, probe
 from lvmae.evaluation.features import LEARNT, RAW
 from lvmae.evaluation.labels import found_in
+from lvmae.files.locks import Lock
 from lvmae.files.tables import write_parquet_rows
+from lvmae.files.writing import write_json, write_text
 from lvmae.pretraining import Stopped, pretrain, read_metrics
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
@@ -170,14 +170,10 @@ class _Job:
         """All that is not done; then tables and figures."""
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file: name a folder for the ablation.")
-        (self.out / "cells").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.out / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"Another process is at work in {self.out}: wait for it, or name another folder."
-            ) from None
+        lock = Lock(
+            self.out / ".lock", f"Another process is at work in {self.out}: wait for it, or name another folder."
+        )
+        lock.take()
         try:
             rows = self._raw_rows() if raw else []
             finished = sum(self.seconds(cell) is not None for cell in self.grid.cells)
@@ -189,8 +185,8 @@ class _Job:
                     write_parquet_rows(self.out / "results.parquet", rows, columns())
                     bar.update(0 if known else 1)
             found = Ablation(self.out, self.grid, tuple(rows))
-            (self.out / "table.md").write_text(found.to_markdown() + "\n", encoding="utf-8")
-            (self.out / "table.tex").write_text(found.to_latex() + "\n", encoding="utf-8")
+            write_text(self.out / "table.md", found.to_markdown() + "\n")
+            write_text(self.out / "table.tex", found.to_latex() + "\n")
             draw_figures(self.grid, groups(self.grid, rows), self.out / "figures")
             return found
         finally:
@@ -218,11 +214,7 @@ class _Job:
 
     def _write(self, path: Path, status: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
-        beside.write_text(
-            json.dumps({"probing": self.probing, "status": status, "rows": rows}, indent=1), encoding="utf-8"
-        )
-        beside.replace(path)
+        write_json(path, {"probing": self.probing, "status": status, "rows": rows}, indent=1)
         return rows
 
     def _read(self, cell: Cell) -> list[dict[str, Any]]:

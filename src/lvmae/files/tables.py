@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.writing import reason, replacing
 
 COLUMN_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -48,15 +47,12 @@ def write_parquet_rows(
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"a value is not what its column holds: {error}") from None
-    target = Path(path)
-    beside = target.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        pq.write_table(table, beside)
-        beside.replace(target)
+        with replacing(path) as beside:
+            pq.write_table(table, beside)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise WorkError(
-            f"{target} could not be written ({error.strerror or error}); make room there and try again"
+            f"{os.fspath(path)} could not be written ({reason(error)}); make room there and try again"
         ) from None
 
 

@@ -19,7 +19,6 @@ import html
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvmae.errors import InputError, WorkError
-from lvmae.files.cache import cache_folder
+from lvmae.files.cache import cached
 from lvmae.library import place_of
 from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
 
@@ -237,16 +236,11 @@ def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple
 def _vectors(encoder: SegmentEncoder, vocabulary: list[str]) -> np.ndarray:
     """Unit vectors (words, D) of a vocabulary, computed once and kept in the cache: they take longer than all the rest."""
     key = hashlib.sha256(json.dumps([encoder.space_id, vocabulary]).encode()).hexdigest()[:16]
-    cached = cache_folder() / "vocabularies" / f"{key}.npy"
-    try:
-        kept: np.ndarray = np.load(cached, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        kept = l2_normalize(encoder.encode_text(vocabulary))
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, prefix=".tmp-", delete=False) as file:
-            np.save(file, kept)
-        Path(file.name).replace(cached)
-    return kept
+    path = cached(
+        "vocabularies", f"{key}.npy", lambda path: np.save(path, l2_normalize(encoder.encode_text(vocabulary)))
+    )
+    vectors: np.ndarray = np.load(path, allow_pickle=False)
+    return vectors
 
 
 def clock(seconds: float) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import sys
-import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lvmae.errors import WorkError
-from lvmae.files.cache import cache_folder
+from lvmae.files.cache import cache_folder, cached
 from lvmae.progress import progress
 from lvmae.store import l2_normalize
 
@@ -79,13 +77,9 @@ class Nearest:
                 file=sys.stderr,
             )
             return None
-        path = index_file(self._vectors.key)
-        if path.exists():
-            try:
-                return _opened(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
-            except RuntimeError:
-                path.unlink()  # cut off by a full disk, or of another faiss: it is only a copy, and made anew
-        _write(build_index(self._vectors), path)
+        path = cached(
+            "search", index_file(self._vectors.key).name, lambda path: _write(build_index(self._vectors), path)
+        )
         return _opened(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,13 +165,7 @@ def _opened(index: Any) -> Any:
 def _write(index: Any, path: Path) -> None:
     import faiss
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        faiss.write_index(index, os.fspath(temporary))
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkError(
-            f"could not write the search index {path}: {error}; point LVMAE_CACHE to a disk with room"
-        ) from None
+        faiss.write_index(index, os.fspath(path))
+    except RuntimeError as error:
+        raise OSError(*error.args) from None

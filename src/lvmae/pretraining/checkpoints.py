@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedConfig
 
 from lvmae.errors import WorkError
+from lvmae.files.writing import TEMPORARY, reason, remove, replacing
 
 log = logging.getLogger(__name__)
 
@@ -72,27 +72,21 @@ class Checkpoints:
                 "or use precision=bf16 or fp32 in a new run."
             )
         target = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{target.name}.partial"
         try:
-            _remove(partial)
-            partial.mkdir(parents=True)
-            save_model(partial, config, snapshot.model)
-            save_file(snapshot.optimizer, partial / "optimizer.safetensors")
-            (partial / "state.json").write_text(json.dumps(dict(state), indent=1))
-            for file in partial.iterdir():
-                to_disk(file)
-            to_disk(partial)
-            _remove(target)
-            partial.rename(target)
-            to_disk(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as partial:
+                partial.mkdir()
+                save_model(partial, config, snapshot.model)
+                save_file(snapshot.optimizer, partial / "optimizer.safetensors")
+                (partial / "state.json").write_text(json.dumps(dict(state), indent=1))
+                remove(target)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise WorkError(
                 f"The checkpoint of step {step} could not be written to {self.folder} ({reason(error)}): {self.kept()}; make "
                 "room there and run the same command again to go on."
             ) from error
         for old in self._all()[: -self.keep]:
-            _remove(old)
+            remove(old)
 
     def latest(self) -> tuple[Checkpoint | None, list[Path]]:
         """The newest whole checkpoint, None where there is none at all, and the damaged ones that are newer.
@@ -118,8 +112,8 @@ class Checkpoints:
 
     def clean(self, damaged: list[Path]) -> None:
         """Removes damaged checkpoints and what an interrupted save left."""
-        for path in [*damaged, *self.folder.glob(".*.partial")]:
-            _remove(path)
+        for path in [*damaged, *self.folder.glob(".*.partial"), *self.folder.glob(f"{TEMPORARY}*")]:
+            remove(path)
 
     def kept(self) -> str:
         """What an error says about where the run stands."""
@@ -164,34 +158,15 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
 def save_model(folder: Path, config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> None:
     """Writes `config.json` and `model.safetensors`, each in one step. Raises OSError and SafetensorError."""
     config.architectures = ["LVMAEForPreTraining"]
-    text, weights = folder / "config.json", folder / "model.safetensors"
-    beside = folder / ".config.json", folder / ".model.safetensors"
-    beside[0].write_text(config.to_json_string())
-    save_file(tensors, beside[1], metadata={"format": "pt"})
-    shutil.copymode(*beside)  # safetensors makes files that only their owner can read
-    to_disk(beside[1])
-    beside[0].replace(text)
-    beside[1].replace(weights)
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file or a folder's entries have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with (
+        replacing(folder / "model.safetensors") as weights,  # the second one to take its place
+        replacing(folder / "config.json") as text,
+    ):
+        text.write_text(config.to_json_string())
+        save_file(tensors, weights, metadata={"format": "pt"})
+        shutil.copymode(text, weights)  # safetensors makes files that only their owner can read
 
 
 def _check(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         file.keys()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-
-
-def reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

@@ -30,12 +30,13 @@ from safetensors import SafetensorError
 
 from lvmae import recipes
 from lvmae.errors import InputError, WorkError
+from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.pretraining.card import draw_curves, model_card, verdict
-from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, reason, restore, save_model
+from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
 from lvmae.pretraining.optimisation import adamw, learning_rate
-from lvmae.pretraining.run_folder import RunFolder, read_metrics, write_text
+from lvmae.pretraining.run_folder import RunFolder, read_metrics
 from lvmae.pretraining.validation import Validation
 from lvmae.progress import progress
 from lvmae.recipes import Recipe

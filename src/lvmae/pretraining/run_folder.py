@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lvmae import __version__
 from lvmae.errors import InputError, WorkError
+from lvmae.files.locks import Lock
+from lvmae.files.writing import TEMPORARY, remove_leftovers, write_json
 from lvmae.recipes import FREE, Recipe
 
 _RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
@@ -27,7 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / _LOCK)
+        self._lock = Lock(path / _LOCK, f"Another process is training in {path}: wait for it, or name another folder.")
         self._metrics: int | None = None
 
     def check(self, description: Mapping[str, Any], *, resume: bool) -> None:
@@ -37,7 +37,8 @@ class RunFolder:
         try:
             there = json.loads((self.path / _RECIPE).read_text())
         except FileNotFoundError:
-            strangers = [p.name for p in self.path.glob("*") if p.name not in (_LOCK, f".{_RECIPE}")]
+            mine = (_LOCK, f".{_RECIPE}")
+            strangers = [p.name for p in self.path.glob("*") if p.name not in mine and not p.name.startswith(TEMPORARY)]
             if strangers:
                 raise InputError(
                     f"{self.path} holds other files ({', '.join(sorted(strangers)[:3])}): name a new or empty folder for the run."
@@ -65,16 +66,9 @@ class RunFolder:
 
         Raises InputError where another process is at work in it, WorkError where the curves are shorter than that.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"Another process is training in {self.path}: wait for it, or name another folder."
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written to ({error.strerror}): name another folder.") from None
-        write_text(self.path / _RECIPE, json.dumps(description, indent=2) + "\n")
+        self._lock.take()
+        remove_leftovers(self.path)
+        write_json(self.path / _RECIPE, description)
         self._metrics = os.open(self.path / _METRICS, os.O_RDWR | os.O_CREAT, 0o644)
         if os.fstat(self._metrics).st_size < metrics_bytes:
             raise WorkError(
@@ -116,16 +110,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines[:-1]]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step. Raises WorkError where the disk refuses it."""
-    beside = path.with_name(f".{path.name}")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise WorkError(f"{path} could not be written ({error.strerror}).") from error
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.files.urls import file_system
+from lvmae.files.writing import reason, replacing
 
 SCHEMA_VERSION = 1
 EMBEDDINGS = "embeddings"
@@ -180,19 +179,13 @@ class StoreFolder:
             self._put(name, bytes(content))
             return
         target = self.local / name
-        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(target) as beside, beside.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
             raise WorkError(
-                f"could not write {target}: {what}; what was committed is intact, and the same command goes on"
+                f"could not write {target}: {reason(error)}; what was committed is intact, and the same command continues"
             ) from None
 
     def _put(self, name: str, content: bytes) -> None:

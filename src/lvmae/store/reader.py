@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lvmae.errors import InputError, WorkError
-from lvmae.files.cache import cache_folder
+from lvmae.files.cache import cached
 from lvmae.store.format import (
     IDENTITY_COLUMNS,
     REPRESENTATIONS,
@@ -100,11 +99,15 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return [self._map(shard) for shard in names]
 
     def _map(self, shard: dict[str, Any]) -> _Shard:
-        cached = _cache_file(self._folder, shard)
-        if not cached.exists():
-            table = self._folder.table(f"data/{shard['name']}").combine_chunks()
-            _write_arrow(table, cached)
-        return self._viewed(pa.ipc.open_file(pa.memory_map(str(cached))).get_batch(0), shard["name"])
+        where = str(self._folder.local.resolve()) if self._folder.local else self._folder.url
+        key = hashlib.sha256(f"{where}\0{shard['name']}\0{shard['size']}\0{shard['changed']}".encode()).hexdigest()[:32]
+        copy = cached("stores", f"{key}.arrow", lambda path: self._write_arrow(shard["name"], path), of=where)
+        return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard["name"])
+
+    def _write_arrow(self, name: str, path: Path) -> None:
+        table = self._folder.table(f"data/{name}").combine_chunks()
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=max(1, table.num_rows))
 
     def _viewed(self, batch: pa.RecordBatch, name: str) -> _Shard:
         column = batch.column("embeddings")
@@ -263,23 +266,3 @@ class EmbeddingStore(Sequence[VideoRecord]):
 def _identity_names(schema: pa.Schema) -> list[str]:
     """Those of the identity's columns that a shard has: they came later than the format."""
     return [name for name, _ in IDENTITY_COLUMNS if name in schema.names]
-
-
-def _cache_file(folder: StoreFolder, shard: dict[str, Any]) -> Path:
-    where = str(folder.local.resolve()) if folder.local else folder.url
-    key = f"{where}\0{shard['name']}\0{shard['size']}\0{shard['changed']}"
-    return cache_folder() / "stores" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
-
-
-def _write_arrow(table: pa.Table, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=max(1, table.num_rows))
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkError(
-            f"could not write the memory map {target}: {error}; point LVMAE_CACHE to a disk with room"
-        ) from None

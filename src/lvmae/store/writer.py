@@ -17,10 +17,11 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from lvmae.errors import InputError
 from lvmae.files.identity import UNKNOWN, FileIdentity
+from lvmae.files.locks import Lock
+from lvmae.files.writing import TEMPORARY, remove_leftovers
 from lvmae.store.format import (
     CARD,
     FAILURE_SCHEMA,
@@ -63,7 +64,7 @@ class StoreWriter:
         self._failures: list[Failure] = []
         self._bytes = 0
         self._committed_at = time.monotonic()
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
         self._open()
 
     def _open(self) -> None:
@@ -93,26 +94,13 @@ class StoreWriter:
             raise
 
     def _take(self, local: Path) -> None:
-        try:
-            local.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{local} is a file; a store is a folder, so choose another place") from None
-        except PermissionError:
-            raise InputError(f"no permission to write to {local}; choose another place for the store") from None
-        if not (local / "manifest.json").exists() and any(
-            p.name not in (".lock", "README.md") for p in local.iterdir()
-        ):
+        if local.is_dir() and not (local / "manifest.json").exists() and any(map(_is_foreign, local.iterdir())):
             raise InputError(f"{local} is not empty and holds no store; choose another place, or empty it")
-        self._lock = FileLock(local / ".lock")
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            self._lock = None
-            raise InputError(
-                f"another process is writing to {local}; wait for it to end, or choose another place"
-            ) from None
-        for leftover in local.glob("**/.tmp-*"):
-            leftover.unlink(missing_ok=True)
+        busy = f"another process is writing to {local}; wait for it to end, or choose another place"
+        lock = Lock(local / ".lock", busy)
+        lock.take()
+        self._lock = lock
+        remove_leftovers(local)
 
     def __enter__(self) -> Self:
         return self
@@ -207,6 +195,11 @@ class StoreWriter:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a folder without a manifest is not what a writer leaves that was killed while it made the store."""
+    return path.name not in (".lock", "README.md") and not path.name.startswith(TEMPORARY)
 
 
 @contextlib.contextmanager
