@@ -66,8 +66,8 @@ def test_an_uninterrupted_run(uninterrupted):
         (LOOP + "Validation.score", 2, "before"),
         (CHECKPOINTS + "save_file", 1, "half a file"),  # the weights of the first checkpoint
         (CHECKPOINTS + "save_file", 4, "half a file"),  # the moments of the second
-        (CHECKPOINTS + "Path.rename", 2, "before"),
-        (CHECKPOINTS + "Path.rename", 3, "after"),
+        (CHECKPOINTS + "Path.replace", 7, "before"),
+        (CHECKPOINTS + "Path.replace", 10, "after"),
         (LOOP + "draw_curves", 1, "before"),
         (LOOP + "save_model", 1, "before"),
         (LOOP + "write_text", 1, "before"),  # the model is there, its card is not
