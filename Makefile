@@ -1,4 +1,4 @@
-# demo · test · check · bench: each sets up .venv by itself.
+# demo · test · check · docs · bench: each sets up .venv by itself.
 # TORCH is the tested build; `make TORCH=torch demo` takes the newest one instead.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUNS := .venv/.runs
 TESTS := .venv/.tests
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check docs format bench clean
 
 demo: $(RUNS)
 	$(BIN)/lvmae demo --out demo
@@ -19,6 +19,11 @@ check: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# A broken link, or a name in docs/api.md that is gone, is a failure.
+docs: $(TESTS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir .venv/.site
 
 format: $(TESTS)
 	$(BIN)/ruff check --fix .
