@@ -345,3 +345,17 @@ def test_parquet_rows_are_plain(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         list(read_parquet_rows(tmp_path / "x.parquet"))
+
+
+def test_no_password_or_signature_is_stored(tmp_path: Path) -> None:
+    signed = "https://anna:s3cret@films.example/v0.mp4?X-Amz-Signature=s3cret"
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        writer.add(replace(record("v0", 3), source=signed, shortened=f"{signed} breaks off"))
+        writer.fail("v1", signed, f"403 for {signed}")
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert store[0].source == "https://films.example/v0.mp4"
+    assert {failure.reason for failure in store.failures} == {
+        "https://films.example/v0.mp4 breaks off",
+        "403 for https://films.example/v0.mp4",
+    }
+    assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())

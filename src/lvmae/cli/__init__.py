@@ -17,6 +17,7 @@ import lvmae
 from lvmae.cli import ablation, evaluation, library, model, store
 from lvmae.cli.command import command_of
 from lvmae.errors import LVMAEError
+from lvmae.files.urls import without_secrets
 
 _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.call(arguments)
     except LVMAEError as error:
-        print(f"lvmae {arguments.command}: {error}", file=sys.stderr)
+        print(f"lvmae {arguments.command}: {without_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; run the same command again to go on"

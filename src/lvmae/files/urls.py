@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 
@@ -42,3 +44,50 @@ def is_url(path: str) -> bool:
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is for fsspec; `file://` is a path of this machine."""
     return isinstance(path, str) and is_url(path) and not path.startswith("file://")
+
+
+# Names of parameters that grant access: of signed URLs of S3, Google, CloudFront, Azure, Aliyun and nginx, and tokens of any kind.
+_SECRET = re.compile(
+    r"""(?ix) ^(?: x-(?:amz|goog|oss|cos|ms|obs)-.* | q-.* | hdnts | hdnea | st | e
+    | .*(?:signature|token|secret|passw|credential|apikey|api[-_]key|accesskey|access[-_]key|auth(?!or)|session|jwt).*
+    | (?:.*[-_])?(?:sig|key|pwd|pass|sign|hmac|policy|expires|expiry|user|username|login) | key-pair-id | googleaccessid )$""",
+)
+_SHARED_ACCESS = {
+    "sv",
+    "ss",
+    "srt",
+    "sp",
+    "se",
+    "st",
+    "spr",
+    "sr",
+    "si",
+    "sip",
+    "sdd",
+    "ses",
+    "rscd",
+    "rsct",
+}  # of Azure, by `sig`
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # container@account is a place here and nobody's name
+_USER = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*)://[^/?#\s'\"<>]*@")
+_PARAMETERS = re.compile(r"([?#])([^\s?#'\"<>]*=(?:[^\s?#'\"<>]*[^\s?#'\"<>:,.;)\]])?)")
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without user names, passwords and signatures: fit to be stored, logged and printed."""
+    if "://" not in text:
+        return text
+    text = _USER.sub(lambda url: url[0] if url[1].lower() in _CONTAINERS else f"{url[1]}://", text)
+    return _PARAMETERS.sub(lambda part: _harmless(part[1], part[2]), text)
+
+
+def _harmless(mark: str, parameters: str) -> str:
+    names = {one.partition("=")[0].lower() for one in re.split("[&;]", parameters)}
+    kept = [
+        one
+        for one in re.split("[&;]", parameters)
+        if not (
+            _SECRET.match(unquote(name := one.partition("=")[0])) or ("sig" in names and name.lower() in _SHARED_ACCESS)
+        )
+    ]
+    return mark + "&".join(kept) if any(kept) else ""

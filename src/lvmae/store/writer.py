@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from lvmae.errors import InputError
 from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.files.locks import Lock
+from lvmae.files.urls import without_secrets
 from lvmae.files.writing import TEMPORARY, remove_leftovers
 from lvmae.store.format import (
     CARD,
@@ -138,7 +139,7 @@ class StoreWriter:
 
     def fail(self, id: str, path: str, reason: str, identity: FileIdentity = UNKNOWN) -> None:
         """Records an input that could not be embedded."""
-        self._failures.append(Failure(id, path, reason, identity=identity))
+        self._failures.append(Failure(id, without_secrets(path), without_secrets(reason), identity=identity))
         self.failed[id] = self._failures[-1]
         self._commit_if_due()
 
@@ -165,7 +166,8 @@ class StoreWriter:
                 pooled = getattr(record, name)
                 if pooled is None or np.shape(pooled) != (self.manifest.dim,):
                     raise ValueError(f"{record.id!r} lacks its {name} feature of width {self.manifest.dim}")
-        return replace(record, embeddings=half)
+        told = without_secrets(record.source), without_secrets(record.shortened)
+        return replace(record, embeddings=half, source=told[0], shortened=told[1])
 
     def commit(self) -> None:
         """Writes what is buffered as one shard a table; afterwards it is safe from any crash. Ctrl-C waits for its end."""
