@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any, Self
 
 from lvmae.errors import InputError
+from lvmae.model.objectives import check_objective, read_options
 
 # These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
 FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every", "num_workers", "trackers"})
@@ -31,7 +32,6 @@ _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and 
 
 _CHOICES = {
     "mask": ("random", "semantic", "redundant"),
-    "loss": ("mse", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
 }
 
@@ -51,7 +51,8 @@ class Recipe:
     decoder_heads: int = 16
     max_segments: int = 256  # the longest window in training
     embedding_scale: float | None = 1.0  # embeddings times this, then positions; None: the square root of the width
-    loss: str = "mse"
+    loss: str = "mse"  # the objective: a name of `lvmae.model.objectives`, of a plugin, or module:Class
+    loss_options: tuple[str, ...] = ()  # the objective's own, NAME=VALUE each
 
     # What is hidden (Sec. 3.2)
     mask: str = "semantic"
@@ -101,6 +102,11 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool):
                 check(value <= _LARGEST, field.name, f"the largest is {_LARGEST}")
+        for key, rule in (("loss", check_objective), ("loss_options", read_options)):
+            try:
+                rule(getattr(self, key))
+            except ValueError as error:
+                raise InputError(f"{key} is {getattr(self, key)!r}: {error}.") from None
         for key in ("layers", "decoder_width", "decoder_layers", "decoder_heads", "epochs", "batch_size", "accumulation",
                     "validate_every", "log_every", "checkpoint_every", "keep"):  # fmt: skip
             check(getattr(self, key) >= 1, key, "it has to be 1 or more")

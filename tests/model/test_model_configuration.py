@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.model.objectives import OBJECTIVES
 
 
 def test_the_defaults_are_the_papers_model() -> None:
@@ -44,7 +45,7 @@ def test_the_defaults_are_the_papers_model() -> None:
         ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0; choose a whole number of at least 1"),
         ({"decoder_num_hidden_layers": True}, "decoder_num_hidden_layers is True; choose a whole number of at least 1"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; choose a number above 0"),
-        ({"loss": "l1"}, "loss is 'l1'; choose one of mse, cosine"),
+        ({"loss": "l1"}, f"loss is 'l1'; choose one of {', '.join(OBJECTIVES)}, or module:Class for one of your own"),
         (
             {"long_sequences": "truncate"},
             "long_sequences is 'truncate'; choose one of windows, extrapolate, interpolate",

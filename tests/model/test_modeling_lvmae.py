@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
-from lvmae.model.modeling_lvmae import LVMAEBlock, reconstruction_loss
+from lvmae.model.modeling_lvmae import LVMAEBlock
+from lvmae.model.objectives.cosine import Cosine
+from lvmae.model.objectives.mse import MSE
 from lvmae.model.positions import position_table, sincos_positions
 
 MakeModel = Callable[..., LVMAEForPreTraining]
@@ -193,9 +195,11 @@ def test_initial_weights() -> None:
 
 def test_losses_by_hand() -> None:
     guess, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-    assert reconstruction_loss("mse", guess, target).item() == pytest.approx((0.5 + 0.5) / 2)
+    config, weights = LVMAEConfig(), torch.tensor([0.5, 0.5])
+    assert MSE(config).loss(guess, target, weights).item() == pytest.approx((0.5 + 0.5) / 2)
+    assert MSE(config).loss(guess, target, torch.tensor([0.25, 0.0])).item() == pytest.approx(0.5 / 4)
     target = torch.tensor([[1.0, 1.0], [0.0, 3.0]])
-    assert reconstruction_loss("cosine", guess, target).item() == pytest.approx((1 - 0.5**0.5 + 0) / 2)
+    assert Cosine(config).loss(guess, target, weights).item() == pytest.approx((1 - 0.5**0.5 + 0) / 2)
 
 
 def test_half_precision(make_model: MakeModel, example: Any) -> None:

@@ -251,7 +251,8 @@ class _Job:
         told = {
             "steps": final["step"],
             "train_loss": final["loss"],
-            **{key: final.get(key) for key in ("val_cosine", "interpolation_cosine", "mean_cosine")},
+            "score": (score := final.get("score", "cosine")),
+            **{f"{of}_score": final.get(f"{of}_{score}") for of in ("val", "interpolation", "mean")},
             "fingerprint": run_fingerprint(run),
             "pretrain_seconds": pretraining,
             "represent_seconds": representing,

@@ -24,7 +24,7 @@ _MEASURED: dict[str, Any] = {
     "cell": str, "status": str, "reason": str, "store": str, "store_path": str, "space_id": str, "segment_seconds": float,
     "num_frames": int, "task": str, "features": str, "probe": str, "metric": str, "mean": float, "std": float, "low": float,
     "high": float, "values": list[float], "epochs_chosen": list[int], "probe_steps": int, "missing_videos": int,
-    "steps": int, "train_loss": float, "val_cosine": float, "interpolation_cosine": float, "mean_cosine": float,
+    "steps": int, "train_loss": float, "score": str, "val_score": float, "interpolation_score": float, "mean_score": float,
     "fingerprint": str, "pretrain_seconds": float, "represent_seconds": float, "probe_seconds": float,
 }  # fmt: skip
 

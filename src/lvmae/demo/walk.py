@@ -106,18 +106,11 @@ def _beside(trained: ProbeTable, untrained: ProbeTable) -> ProbeTable:
 
 def _reconstruction(run: Path) -> str:
     """What pre-training reached on the videos it held out, and what has to be known of the table above it."""
-    from lvmae.pretraining import read_metrics
+    from lvmae.pretraining import read_metrics, verdict
 
     said = "Pre-training saw no labels, but most of the videos that the probes are tested on.\n"
-    validated = [record for record in read_metrics(run) if "val_cosine" in record]
-    if validated:
-        last = validated[-1]
-        said += (
-            f"Hidden segments of the videos it held out are met at a mean cosine of {last['val_cosine']:.3f}; interpolating "
-            f"their visible neighbours gives {last['interpolation_cosine']:.3f}, the mean of the visible "
-            f"{last['mean_cosine']:.3f}.\n"
-        )
-    return said
+    final = read_metrics(run)[-1]
+    return said + f"{verdict(final)}\n"
 
 
 def _storyline(corpus: Corpus) -> str:

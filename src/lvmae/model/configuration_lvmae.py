@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-LOSSES = ("mse", "cosine")
+from .objectives import check_objective
+
 LONG_SEQUENCES = ("windows", "extrapolate", "interpolate")
 
 _POSITIVE = (
@@ -40,8 +41,9 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             order 1, and a small model learns from content several times as fast. Targets are not scaled.
         layer_norm_eps: of every LayerNorm.
         initializer_range: standard deviation of the [CLS] and mask tokens at the start.
-        loss: "mse" (mean over the D dimensions; the paper's) or "cosine" (1 - cosine similarity), on masked segments
-            only.
+        loss: the objective, see `lvmae.model.objectives`: a name of `OBJECTIVES` ("mse" is the paper's), of an installed
+            plugin, or module:Class.
+        loss_options: its options.
         long_sequences: what is done beyond `max_segments`. "windows": overlapping windows of `max_segments`,
             cross-faded tokens, averaged [CLS]; "extrapolate": the sin-cos positions go on; "interpolate": they are
             squeezed into the trained range.
@@ -67,6 +69,7 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     loss: str = "mse"
+    loss_options: dict[str, Any] | None = None
     long_sequences: str = "windows"
     space_id: str | None = None
     segments: dict[str, Any] | None = None
@@ -101,10 +104,12 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
                 raise ValueError(f"{name} is {value!r}; choose a number above 0")
-        for name, known in (("loss", LOSSES), ("long_sequences", LONG_SEQUENCES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}")
+        if self.long_sequences not in LONG_SEQUENCES:
+            raise ValueError(f"long_sequences is {self.long_sequences!r}; choose one of {', '.join(LONG_SEQUENCES)}")
+        try:
+            check_objective(str(self.loss))
+        except ValueError as error:
+            raise ValueError(f"loss is {self.loss!r}; {error}") from None
 
 
 _FIELDS = tuple(name for name in LVMAEConfig.__annotations__)

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ from transformers.utils.generic import ModelOutput
 
 from .attention import Attend, around_graphs, outside_graph, plan_attention, to_device
 from .configuration_lvmae import LVMAEConfig
+from .objectives import Objective, Rows, build_objective
 from .official import read_official_checkpoint, write_official_checkpoint
 from .packing import Batch, Layout, Windows
 
@@ -62,13 +64,19 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     Attributes:
         loss: (), over the masked tokens of the batch; None where nothing is masked.
         reconstruction: (B,S,D) or packed (1,N,D), the predicted embeddings at masked places, zeros elsewhere; at all
-            real places with `output_full_reconstruction=True` or where nothing is masked.
+            real places with `output_full_reconstruction=True` or where nothing is masked. Where the objective predicts
+            something else than embeddings, what its prediction says they are.
         encoder_last_hidden_state: (1,V,D), always packed: each sequence's [CLS] and visible tokens, in order.
+        predictions, targets, rows: with `output_predictions=True`, what the loss was computed from: (Q,D), (Q,...), and
+            where the Q predicted segments lie.
     """
 
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
+    predictions: Tensor | None = None
+    targets: Tensor | None = None
+    rows: Rows | None = None
 
 
 class LVMAEAttention(nn.Module):
@@ -214,7 +222,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
     """The encoder: sequences of segment embeddings to contextual tokens and a [CLS]."""
 
     # A checkpoint of the autoencoder is a checkpoint of its encoder.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^objective\."]  # noqa: RUF012
 
     def __init__(self, config: LVMAEConfig) -> None:
         super().__init__(config)
@@ -274,9 +282,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
             (M,D), or (V,D)
         """
         config = self.config
-        scaled = tokens.to(self.dtype) * config.embedding_scale
-        row = self.cls_token[0].expand(layout.size, -1).index_copy(0, layout.token_rows, scaled)
-        row = (row + layout.positions(config.hidden_size, config)).to(self.dtype)
+        row = self._embed(tokens, layout)
         if kept is not None:
             row = row.index_select(0, kept)
         counts = layout.row_lengths if kept_lengths is None else kept_lengths
@@ -284,6 +290,25 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         for block in self.blocks:
             row = block(row, attend)
         return cast(Tensor, self.norm(row))
+
+    @around_graphs
+    def encode_blocks(self, tokens: Tensor, layout: Layout) -> list[Tensor]:
+        """Whole sequences, nothing masked: (N,D) -> what each block gives, (N,D) each, before the final norm."""
+        config = self.config
+        row = self._embed(tokens, layout)
+        attend = self._plan(layout.row_lengths, layout.row_lengths, config.hidden_size // config.num_attention_heads)
+        given = []
+        for block in self.blocks:
+            row = block(row, attend)
+            given.append(row.index_select(0, layout.token_rows))
+        return given
+
+    def _embed(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Scaled embeddings with positions and a [CLS] in front of each sequence: (N,D) -> (M,D)."""
+        config = self.config
+        scaled = tokens.to(self.dtype) * config.embedding_scale
+        row = self.cls_token[0].expand(layout.size, -1).index_copy(0, layout.token_rows, scaled)
+        return (row + layout.positions(config.hidden_size, config)).to(self.dtype)
 
     @around_graphs
     def _encode_in_windows(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -305,12 +330,21 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
-    """The masked autoencoder: `lvmae` is its encoder, `decoder` is discarded after pre-training."""
+    """The masked autoencoder: `lvmae` is its encoder; `decoder` and `objective` are discarded after pre-training.
 
-    def __init__(self, config: LVMAEConfig) -> None:
+    Args:
+        config: sizes and the objective.
+        trust_code: run the code of an objective that `config.loss` names as module:Class. `from_pretrained` takes it too.
+
+    Raises:
+        ValueError: where there is no such objective, or it may not be run.
+    """
+
+    def __init__(self, config: LVMAEConfig, *, trust_code: bool = False) -> None:
         super().__init__(config)
         self.lvmae = LVMAEModel(config)
         self.decoder = LVMAEDecoder(config)
+        self.objective: Objective = build_objective(config, trust_code=trust_code)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -328,6 +362,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         lengths: Sequence[int] | None = None,
         num_visible: Sequence[int] | None = None,
         output_full_reconstruction: bool = False,
+        output_predictions: bool = False,
         return_dict: bool | None = None,
     ) -> LVMAEForPreTrainingOutput | tuple[Any, ...]:
         """Reconstructs masked embeddings from the visible ones.
@@ -340,6 +375,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             lengths, num_visible: (B) segments and visible segments of each sequence, on the host: with them a packed
                 batch is planned without waiting for the device. Padded batches on a GPU cost one such wait.
             output_full_reconstruction: predict visible places too; costs the decoder's last layer on them.
+            output_predictions: give what the loss was computed from too.
 
         Raises:
             ValueError: where shapes, lengths and masks do not fit together; where nothing is masked although a mask is
@@ -373,17 +409,39 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             attend=self._plan(layout.row_lengths, layout.row_lengths, head_dim),
             attend_wanted=self._plan(wanted_lengths, layout.row_lengths, head_dim),
         )
-        loss = None
+        rows = self._rows(batch, layout, layout.token_of(wanted))
+        reconstruction = batch.without_cls(self.objective.reconstruct(predicted, batch.tokens, rows), rows.wanted)
+        loss = targets = None
         if batch.masked is not None:
-            tokens = layout.token_of(masked)
-            guess = predicted.index_select(0, tokens) if full else predicted
-            loss = reconstruction_loss(config.loss, guess, batch.tokens.index_select(0, tokens))
+            if full:
+                rows = rows._replace(wanted=layout.token_of(masked))
+                predicted = predicted.index_select(0, rows.wanted)
+            with torch.no_grad():
+                targets = self.objective.targets(batch.tokens, self, rows)
+            weights = torch.full((len(predicted),), 1 / len(predicted), device=predicted.device)
+            loss = self.objective.loss(predicted.float(), targets, weights)
         output = LVMAEForPreTrainingOutput(
             loss=loss,
-            reconstruction=batch.without_cls(predicted, layout.token_of(wanted)),
+            reconstruction=reconstruction,
             encoder_last_hidden_state=latent[None],
+            predictions=predicted if output_predictions else None,
+            targets=targets if output_predictions else None,
+            rows=rows if output_predictions else None,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
+
+    @outside_graph
+    def _rows(self, batch: Batch, layout: Layout, wanted: Tensor) -> Rows:
+        """Where the rows to predict lie, for the objective."""
+        sequence = to_device(np.repeat(np.arange(len(batch.lengths)), batch.lengths), batch.tokens.device)
+        masked = torch.zeros(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
+        return Rows(
+            wanted=wanted,
+            sequence=sequence,
+            visible=~(masked if batch.masked is None else batch.masked),
+            sequences=len(batch.lengths),
+            encode_whole=lambda encoder: encoder.encode_blocks(batch.tokens, layout),
+        )
 
     @classmethod
     def from_official_checkpoint(cls, path: str | os.PathLike[str]) -> LVMAEForPreTraining:
@@ -403,15 +461,3 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
     def to_official_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Writes the model in the layout of the authors' code."""
         write_official_checkpoint(self.config, self.state_dict(), path)
-
-
-def reconstruction_loss(kind: str, predicted: Tensor, target: Tensor) -> Tensor:
-    """The loss over masked tokens, (Q,D) and (Q,D) -> (), in float32.
-
-    "mse" is the mean over tokens of the mean over D; the paper's sum over D is D times it. "cosine" is the mean over
-    tokens of 1 - cosine similarity.
-    """
-    predicted, target = predicted.float(), target.float()
-    if kind == "cosine":
-        return (1 - F.cosine_similarity(predicted, target, dim=-1)).mean()
-    return F.mse_loss(predicted, target)

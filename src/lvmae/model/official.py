@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .configuration_lvmae import LVMAEConfig
+from .objectives import official_name
 from .positions import position_table
 
 # Their names and ours; what is not here (norms, attention and MLP inside a block) is called the same.
@@ -77,7 +78,8 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> tuple[LVMAEConfig,
 
 def write_official_checkpoint(config: LVMAEConfig, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Writes weights under our names, with their configuration, as an official checkpoint."""
-    weights = {_rename(key, _THEIRS): value.detach().cpu() for key, value in state.items()}
+    kept = {key: value for key, value in state.items() if not key.startswith("objective.")}  # which it has no place for
+    weights = {_rename(key, _THEIRS): value.detach().cpu() for key, value in kept.items()}
     for key, width in zip(_TABLES, (config.hidden_size, config.decoder_hidden_size), strict=True):
         weights[key] = position_table(config.max_segments, width, torch.device("cpu"))[None]
     args = argparse.Namespace(
@@ -88,7 +90,7 @@ def write_official_checkpoint(config: LVMAEConfig, state: Mapping[str, Tensor], 
         decoder_embed_dim=config.decoder_hidden_size,
         decoder_depth=config.decoder_num_hidden_layers,
         decoder_num_heads=config.decoder_num_attention_heads,
-        cos_loss=config.loss == "cosine",
+        cos_loss=config.loss == official_name(True),
     )
     torch.save({"model": weights, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}, path)
 
@@ -109,7 +111,7 @@ def _configuration(weights: Mapping[str, Tensor], args: Mapping[str, Any]) -> LV
         decoder_num_attention_heads=args["decoder_num_heads"],
         decoder_intermediate_size=weights["decoder_blocks.0.mlp.fc1.weight"].shape[0],
         max_segments=weights["pos_embed"].shape[1] - 1,
-        loss="cosine" if args.get("cos_loss") else "mse",
+        loss=official_name(args.get("cos_loss", False)),
     )
 
 

@@ -9,54 +9,50 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lvmae.model.objectives import Objective
+
 
 def verdict(final: Mapping[str, Any]) -> str:
     """One sentence on the final validation, from the "finished" line of the curves."""
-    if "val_cosine" not in final:
-        return "Nothing was held out, so it is not known whether the model has learnt more than interpolation."
-    model = final["val_cosine"]
-    floors = {
-        "interpolating between the nearest visible segments": final["interpolation_cosine"],
-        "the mean of the visible segments": final["mean_cosine"],
-    }
-    if final["beats_interpolation"] and final["beats_mean"]:
-        found = "On held-out videos its reconstructions"
-    else:
-        what = "THE MEAN" if final["beats_interpolation"] else "INTERPOLATION"
-        found = f"THE MODEL HAS LEARNT NOTHING BEYOND {what}: on held-out videos its reconstructions"
-    return (
-        f"{found} of masked segments reach a cosine of {model:.4f}; "
-        + ", ".join(f"{name} reaches {cosine:.4f}" for name, cosine in floors.items())
-        + "."
-    )
+    return str(final.get("verdict") or Objective.verdict(final))  # lines of older versions do not hold it
 
 
-def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the loss a step, and the cosines of validation with their floors, as one PNG."""
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, objective: Objective) -> None:
+    """Draws the loss a step, and the scores of validation with their floors, as one PNG."""
+    score = objective.score
     steps = [r for r in records if "loss" in r]
     checks = [r for r in records if "val_loss" in r and "event" not in r]
     figure = Figure(figsize=(10, 4))
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.97, wspace=0.22)
-    loss_axes, cosine_axes = figure.subplots(1, 2)
+    loss_axes, score_axes = figure.subplots(1, 2)
     loss_axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], lw=0.8, label="training")
     if checks:
         at = [r["step"] for r in checks]
         loss_axes.plot(at, [r["val_loss"] for r in checks], marker=".", label="held-out videos")
         loss_axes.axhline(checks[-1]["interpolation_loss"], color="grey", ls="--", lw=1, label="interpolation")
-        cosine_axes.plot(at, [r["val_cosine"] for r in checks], marker=".", color="tab:orange", label="LV-MAE")
-        cosine_axes.axhline(checks[-1]["interpolation_cosine"], color="grey", ls="--", lw=1, label="interpolation")
-        cosine_axes.axhline(checks[-1]["mean_cosine"], color="grey", ls=":", lw=1, label="mean of the visible")
-        cosine_axes.legend()
-    loss_axes.set(xlabel="step", ylabel="loss on masked segments", yscale="log")
+        score_axes.plot(at, [r[f"val_{score}"] for r in checks], marker=".", color="tab:orange", label="LV-MAE")
+        score_axes.plot(
+            at, [r[f"interpolation_{score}"] for r in checks], color="grey", ls="--", lw=1, label="interpolation"
+        )
+        score_axes.plot(
+            at, [r[f"mean_{score}"] for r in checks], color="grey", ls=":", lw=1, label="mean of the visible"
+        )
+        score_axes.legend()
+    positive = all(r["loss"] > 0 for r in steps)
+    loss_axes.set(xlabel="step", ylabel="loss on masked segments", yscale="log" if positive else "linear")
     loss_axes.legend()
-    cosine_axes.set(xlabel="step", ylabel="cosine of masked reconstructions, held out")
+    score_axes.set(xlabel="step", ylabel=f"{score.replace('_', ' ')} on masked segments, held out")
     figure.savefig(path, dpi=110, format="png")
 
 
 def model_card(
-    description: Mapping[str, Any], config: Mapping[str, Any], final: Mapping[str, Any], parameters: int
+    description: Mapping[str, Any],
+    config: Mapping[str, Any],
+    final: Mapping[str, Any],
+    parameters: int,
+    table: Sequence[tuple[str, float, float]],
 ) -> str:
-    """The README.md of a run, from what `recipe.json` says, the model's configuration and the "finished" line."""
+    """The README.md of a run: from `recipe.json`, the model's configuration, the "finished" line and the objective's table."""
     recipe, stores = description["recipe"], description["stores"]
     encoder = config.get("encoder") or {}
     name = _cell(str(encoder.get("name") or "not recorded"))
@@ -68,13 +64,12 @@ def model_card(
     )
     settings = "\n".join(f"| {key} | {_cell(json.dumps(value))} |" for key, value in recipe.items())
     figures = ""
-    if "val_cosine" in final:
+    if table:
+        lines = "\n".join(f"| {_cell(what)} | {loss:.6g} | {score:.4f} |" for what, loss, score in table)
         figures = f"""
-| masked segments of held-out videos | loss | cosine |
+| masked segments of held-out videos | loss | {_cell(final["score"].replace("_", " "))} |
 |---|---|---|
-| LV-MAE | {final["val_loss"]:.6g} | {final["val_cosine"]:.4f} |
-| interpolating between visible neighbours | {final["interpolation_loss"]:.6g} | {final["interpolation_cosine"]:.4f} |
-| mean of the visible segments | {final["mean_loss"]:.6g} | {final["mean_cosine"]:.4f} |
+{lines}
 """
     return f"""---
 library_name: lvmae

@@ -59,6 +59,11 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is none, whole or damaged."""
+        return not self._all()
+
     def save(self, snapshot: Snapshot, config: PreTrainedConfig, state: Mapping[str, Any]) -> None:
         """Writes a checkpoint for `state["step"]`, then removes the oldest.
 

@@ -95,6 +95,17 @@ class TrainingData:
             self.validation = fixed.fixed_windows(recipe.val_windows)
         self._shortest = shortest
 
+    def sample(self, most: int = 16384) -> torch.Tensor:
+        """(n, D) float32: up to about `most` segments of the training windows of the first epoch, the same at every call."""
+        found: list[torch.Tensor] = []
+        for place in (
+            np.random.default_rng([self.recipe.seed, len(self.windows)]).permutation(len(self.windows)).tolist()
+        ):
+            found.append(torch.from_numpy(self.windows[0, place].embeddings))
+            if sum(map(len, found)) >= most:
+                break
+        return torch.cat(found)
+
     @property
     def warnings(self) -> list[str]:
         """What the user should know before the run starts."""

@@ -32,6 +32,7 @@ from lvmae import recipes
 from lvmae.errors import InputError, WorkError
 from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.model.objectives import read_options
 from lvmae.pretraining.card import draw_curves, model_card, verdict
 from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
@@ -160,8 +161,11 @@ class _Training:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = LVMAEForPreTraining(config)
-        self.parameters = sum(p.numel() for p in model.parameters())
+            model = LVMAEForPreTraining(config, trust_code=True)  # whoever named the objective has been asked
+        self.objective = model.objective
+        if self.checkpoints.empty:
+            self.objective.begin(model, data.sample)
+        self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         model.train()
         optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -172,7 +176,7 @@ class _Training:
         validation = None
         if self.data.validation:
             size = -(-self.recipe.batch_size // (self.world * self.recipe.accumulation))
-            validation = Validation(self.data.validation, batch_size=size, loss=self.recipe.loss)
+            validation = Validation(self.data.validation, batch_size=size)
         saved_at = time.monotonic()
         batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
         with self._bar(step) as bar, _requests_to_stop() as stop, contextlib.closing(batches) as micro_batches:
@@ -261,6 +265,7 @@ class _Training:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.objective.after_step(self.accelerator.unwrap_model(self.model))
         self.recorded.append(_Recorded(step + 1, lr, loss, norm))
 
     def _record(self) -> None:
@@ -290,15 +295,14 @@ class _Training:
         return step == self.total_steps or (step // self.data.steps_per_epoch) % self.recipe.validate_every == 0
 
     def _validate(self, validation: Validation, step: int) -> None:
-        self.checked = validation.record(validation.score(self.model, self.accelerator))
+        self.checked = validation.score(self.model, self.accelerator)
         self._write({"step": step, "epoch": self._epoch(step), **self.checked})
 
     def _standing(self) -> str:
         """What the progress line says beside rate and time left."""
         if not self.checked:
             return f"loss {self.last_loss:.4g}"
-        model, floor = self.checked["val_cosine"], self.checked["interpolation_cosine"]
-        return f"loss {self.last_loss:.4g}, held-out cosine {model:.3f} (interpolating {floor:.3f})"
+        return f"loss {self.last_loss:.4g}, {self.objective.standing(self.checked)}"
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint; every process has to call it."""
@@ -313,7 +317,7 @@ class _Training:
             }
             self.checkpoints.save(snapshot, self.config, state)
             if time.monotonic() - self.drawn_at >= _DRAW_SECONDS:
-                draw_curves(read_metrics(self.folder.path), self.folder.path / "loss.png")
+                draw_curves(read_metrics(self.folder.path), self.folder.path / "loss.png", self.objective)
                 self.drawn_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
@@ -327,8 +331,8 @@ class _Training:
         check = next((r for r in reversed(records) if "val_loss" in r), None)
         if check is not None:
             final |= {key: value for key, value in check.items() if key not in ("step", "epoch")}
-            for floor in ("interpolation", "mean"):
-                final[f"beats_{floor}"] = check["val_cosine"] > check[f"{floor}_cosine"]
+            final |= {f"beats_{floor}": beaten for floor, beaten in self.objective.beaten(check).items()}
+            final |= {"score": self.objective.score, "verdict": self.objective.verdict(final)}
         try:
             save_model(self.folder.path, self.config, tensors)
         except (OSError, SafetensorError) as error:
@@ -336,8 +340,8 @@ class _Training:
                 f"The model could not be written to {self.folder.path} ({reason(error)}): make room there and run the same command "
                 "again."
             ) from error
-        draw_curves(records, self.folder.path / "loss.png")
-        card = model_card(self.description, self.config.to_dict(), final, self.parameters)
+        draw_curves(records, self.folder.path / "loss.png", self.objective)
+        card = model_card(self.description, self.config.to_dict(), final, self.parameters, self.objective.table(final))
         write_text(self.folder.path / "README.md", card)
         self._write(final)
         self.folder.settle()
@@ -391,6 +395,7 @@ def _config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
             max_segments=recipe.max_segments,
             embedding_scale=math.sqrt(manifest.dim) if recipe.embedding_scale is None else recipe.embedding_scale,
             loss=recipe.loss,
+            loss_options=read_options(recipe.loss_options) or None,
             space_id=manifest.space_id,
             segments=manifest.segments,
             encoder=manifest.encoder,

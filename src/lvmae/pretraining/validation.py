@@ -1,83 +1,99 @@
-"""Is the model better than guessing from the neighbours? Fixed windows, fixed masks, and two floors under it."""
+"""Is the model better than guessing from the neighbours? Fixed windows, fixed masks, and the floors under it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 
+from lvmae.model.objectives import Objective, Rows
 from lvmae.sequences import Window, collate_packed, interpolate_visible, mean_of_visible
 
-
-@dataclass(frozen=True)
-class Score:
-    """How near masked embeddings were met: the training loss, and the mean cosine (1 is exact)."""
-
-    loss: float
-    cosine: float
+_GUESSES = {"interpolation": interpolate_visible, "mean": mean_of_visible}
 
 
 class Validation:
-    """Scores a model, and the floors it has to beat, on windows and masks that never change."""
+    """Scores a model, and the floors it has to beat, on windows and masks that never change.
 
-    def __init__(self, windows: Sequence[Window], *, batch_size: int, loss: str) -> None:
+    Args:
+        windows: what is looked at. batch_size: windows in a batch.
+    """
+
+    def __init__(self, windows: Sequence[Window], *, batch_size: int) -> None:
         self.windows = windows
         self.batch_size = batch_size
-        self.mean = _floor(windows, mean_of_visible, loss)
-        self.interpolation = _floor(windows, interpolate_visible, loss)
+        self._floors: dict[str, float] = {}
 
-    def score(self, model: nn.Module, accelerator: Accelerator) -> Score:
-        """Of the model on all windows; every process has to call it, each does its share."""
+    def score(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """One line of the curves: `val_loss` and `val_SCORE`, and the same of each floor.
+
+        Every process has to call it, each does its share. Floors are measured once, unless the objective says that they move.
+        """
         rank, world = accelerator.process_index, accelerator.num_processes
-        sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        objective: Objective = accelerator.unwrap_model(model).objective
+        with_floors = objective.floors_move or not self._floors
+        sums: dict[str, Tensor] = {}
         model.eval()
         with torch.no_grad():
             for first in range(0, len(self.windows), self.batch_size * world):
                 share = range(first, min(first + self.batch_size * world, len(self.windows)))[rank::world]
                 # FSDP needs every process in every forward: one that has nothing left repeats a window and counts it 0 times.
                 windows = [self.windows[i] for i in share or [first]]
-                sums += self._sums(model, windows, accelerator) * (1.0 if share else 0.0)
+                for key, value in self._sums(model, windows, accelerator, with_floors).items():
+                    sums[key] = sums.get(key, 0.0) + value * (1.0 if share else 0.0)
         model.train()
-        loss, cosine, masked = accelerator.reduce(sums, "sum").tolist()
-        return Score(loss / masked, cosine / masked)
-
-    def record(self, score: Score) -> dict[str, float]:
-        """One line of the curves."""
-        return {
-            "val_loss": score.loss,
-            "val_cosine": score.cosine,
-            "mean_loss": self.mean.loss,
-            "mean_cosine": self.mean.cosine,
-            "interpolation_loss": self.interpolation.loss,
-            "interpolation_cosine": self.interpolation.cosine,
-        }
+        reduced = dict(zip(sums, accelerator.reduce(torch.stack([*sums.values()]), "sum").tolist(), strict=True))
+        masked = reduced.pop("masked")
+        figures = {key: value / masked for key, value in reduced.items()}
+        if with_floors:
+            self._floors = {key: value for key, value in figures.items() if not key.startswith("val_")}
+        return {**figures, **self._floors}
 
     @staticmethod
-    def _sums(model: nn.Module, windows: list[Window], accelerator: Accelerator) -> torch.Tensor:
-        """(3,) float64: loss and cosine, each summed over masked tokens, and their number."""
+    def _sums(
+        model: nn.Module, windows: list[Window], accelerator: Accelerator, with_floors: bool
+    ) -> dict[str, Tensor]:
+        """Loss and scores of a batch, each () float64 and summed over masked segments, and their number, "masked"."""
         batch: dict[str, Any] = send_to_device(collate_packed(windows), accelerator.device)
-        output = model(**batch)
-        masked = batch["bool_masked_pos"][0]  # (N,)
-        predicted, wanted = output.reconstruction[0][masked].float(), batch["inputs_embeds"][0][masked].float()
-        cosine = torch.nn.functional.cosine_similarity(predicted, wanted, dim=-1).double().sum()
-        count = masked.sum().double()
-        return torch.stack([output.loss.double() * count, cosine, count])
+        output = model(**batch, output_predictions=True)
+        plain: Any = accelerator.unwrap_model(model)
+        objective: Objective = plain.objective
+        tokens, rows = batch["inputs_embeds"][0], output.rows
+        masked = sum(int(window.masked.sum()) for window in windows)
+        real = torch.arange(len(rows.wanted), device=accelerator.device) < masked  # (Q,), the rest are dummies
+        said = {"val": output.predictions.float()}
+        if with_floors:
+            guesses = {name: _over(windows, guess, rows) for name, guess in _GUESSES.items()}
+            said |= objective.floors(tokens, plain, rows, guesses)
+        sums = {"masked": real.double().sum()}
+        for name, predicted in said.items():
+            loss = objective.loss(predicted, output.targets, real.float() / masked)
+            sums[f"{name}_loss"] = loss.double() * masked
+            for score, values in objective.scores(predicted, output.targets, tokens, rows).items():
+                sums[f"{name}_{score}"] = torch.where(real, values.double(), 0.0).sum()
+        return sums
 
 
-def _floor(windows: Sequence[Window], guess: Any, loss: str) -> Score:
-    squares = cosines = 0.0
-    masked = 0
-    for window in windows:
-        predicted = guess(window.embeddings, window.masked)[window.masked].astype(np.float64)  # (M, D)
-        wanted = window.embeddings[window.masked].astype(np.float64)
-        norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(wanted, axis=1)
-        cosines += float(((predicted * wanted).sum(axis=1) / np.maximum(norms, 1e-12)).sum())
-        squares += float(((predicted - wanted) ** 2).mean(axis=1).sum())
-        masked += len(wanted)
-    return Score(squares / masked if loss == "mse" else 1 - cosines / masked, cosines / masked)
+def _over(
+    windows: Sequence[Window], guess: Callable[[np.ndarray, np.ndarray], np.ndarray], rows: Rows
+) -> Callable[[Tensor], Tensor]:
+    """A floor of `lvmae.sequences`, over a packed batch: (N,D) -> (Q,D)."""
+
+    def guessed(values: Tensor) -> Tensor:
+        found, start = [], 0
+        host = values.float().cpu().numpy()
+        for window in windows:
+            stop = start + len(window.masked)
+            found.append(guess(host[start:stop], window.masked)[window.masked])
+            start = stop
+        out = values.new_zeros(len(rows.wanted), values.shape[1], dtype=torch.float32)
+        joined = np.concatenate(found)
+        out[: len(joined)] = torch.from_numpy(joined).to(out.device)
+        return out
+
+    return guessed
