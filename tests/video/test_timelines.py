@@ -7,36 +7,24 @@ before the first frame the first.
 
 from __future__ import annotations
 
-import re
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from films import SIZE, number_in, picture_of
-from lvmae.video.decoding import decode_segments, probe
+pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes and reads the films")
 
-imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes and reads the films")
+from films import SIZE, number_in, picture_of
+from lvmae.video.decoding import decode_segments
+from played import MPEG2, X264, assert_as_played, ffmpeg
 
 FRAMES, RATE = 300, 25
 RAW = b"".join(picture_of(n).tobytes() for n in range(FRAMES))
-X264 = ["-c:v", "libx264", "-preset", "veryfast", "-bf", "3", "-g", "40"]
 X265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=40"]
-MPEG2 = ["-c:v", "mpeg2video", "-q:v", "3", "-bf", "2"]
 FIELDS = ["-vf", "setfield=tff", "-flags", "+ildct+ilme"]
 SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:duration=13"]
 LATER = ["-itsoffset", "1.5"]
 AND_LATE_PICTURE = ["-map", "0:a", "-map", "1:v"]
-
-
-def ffmpeg(*arguments: str | Path, input: bytes | None = None) -> tuple[bytes, str]:
-    """What the command prints on its two streams."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-y", *map(str, arguments)]
-    done = subprocess.run(command, input=input, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
-    return done.stdout, done.stderr.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -115,36 +103,10 @@ def make(case: Case, folder: Path) -> Path:
     return path
 
 
-def shown(path: Path, *, sound: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Times (F,) in seconds and numbers (F,) of the frames that ffmpeg shows, while it plays the sound if there is any."""
-    heard = ["-map", "0:a", "-f", "null", "/dev/null"] if sound else []
-    out, log = ffmpeg("-i", path, "-map", "0:v:0", "-vf", f"showinfo,scale={SIZE}:{SIZE}", "-fps_mode", "passthrough",
-                      "-f", "rawvideo", "-pix_fmt", "rgb24", "-", *heard)  # fmt: skip
-    times = np.array([float(t) for t in re.findall(r"\bpts_time:(\S+)", log)])
-    frames = np.frombuffer(out, np.uint8).reshape(-1, SIZE, SIZE, 3)
-    assert len(times) == len(frames) > 2
-    return times, np.array([number_in(frame) for frame in frames])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_segment_holds_what_ffmpeg_shows(name: str, tmp_path: Path) -> None:
     path = make(CASES[name], tmp_path)
-    times, numbers = shown(path, sound=bool(CASES[name].sound))
-    duration = probe(path).duration
-    last = float(np.median(np.diff(times)))
-    assert duration == pytest.approx(times[-1] + last, abs=max(last, 0.1) + 0.02)
-    seconds = max(1.0, duration / 9)
-    starts = np.arange(0, duration - seconds / 2, seconds)
-    ends = np.append(starts[1:], duration)
-    offsets = (np.arange(4) + 0.5) / 4
-    at = starts[:, None] + offsets * (ends - starts)[:, None]
-    # showinfo prints six digits: no sample lies so near to a frame's time that they decide.
-    assert np.abs(times[None] - at.reshape(-1, 1)).min() > 2e-6 or name == "constant rate"
-    want = numbers[np.maximum(np.searchsorted(times, at + 2e-6, side="right") - 1, 0)]
-    for skip in (True, False):
-        segments = decode_segments(path, starts, ends, num_frames=4, image_size=SIZE, skip=skip)
-        got = [[number_in(frame) for frame in segment] for segment in segments]
-        assert got == want.tolist()
+    assert_as_played(path, sound=bool(CASES[name].sound))
 
 
 def test_ten_to_fifteen(tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
 from av.container import InputContainer
-from av.video.frame import VideoFrame
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from lvmae.errors import WorkError
@@ -33,6 +31,8 @@ _BLOCK_BYTES = 4 << 20
 _BLOCKS = 8
 _BUFFER_BYTES = 256 << 10  # what FFmpeg asks of a URL's file at once
 _READ_ATTEMPTS = 3
+_PROBED_BYTES = 5_000_000  # FFmpeg's own probesize
+_MOST_BOXES = 10_000
 
 av.logging.set_level(av.logging.PANIC)  # FFmpeg's remarks go to no one; what matters is raised
 
@@ -47,7 +47,7 @@ class VideoError(WorkError):
 
 
 class opened:
-    """A context: (container, stream) of a file's first real video stream. Every way this fails is a VideoError."""
+    """A context: (container, stream) of a file, its film as ffmpeg chooses it. Every way this fails is a VideoError."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = path
@@ -55,8 +55,60 @@ class opened:
         self.remote: _Remote | None = None
 
     def __enter__(self) -> tuple[InputContainer, VideoStream]:
+        self.container = self._open()
         try:
-            self.container = self._open_url(str(self.path)) if is_remote(self.path) else self._open_local()
+            if self.container.format.name in _NO_VIDEO_FORMATS or self.container.format.name.endswith("_pipe"):
+                raise VideoError("not a video")
+            return self.container, _video_stream(self.container, self.path, self.threads)
+        except BaseException:
+            self.container.close()
+            self._close_remote()
+            raise
+
+    def sending(self) -> set[int]:
+        """Opens the file and says which streams have packets in its beginning, as far as FFmpeg looks for them."""
+        found: set[int] = set()
+        container = self._open()
+        try:
+            wanted = {stream.index for stream in container.streams.video}
+            read = 0
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                for packet in container.demux():
+                    if packet.size:
+                        found.add(packet.stream_index)
+                    read += packet.size
+                    if read > _PROBED_BYTES or wanted <= found:
+                        break
+        finally:
+            container.close()
+            self._close_remote()
+        return found
+
+    def has_fragments(self) -> bool:
+        """Whether an MP4 is in fragments: then no index of it tells how long it is (ISO/IEC 14496-12)."""
+        with contextlib.ExitStack() as stack:
+            if self.remote is not None:
+                file: Any = self.remote
+                stack.callback(file.seek, file.tell())
+            else:
+                file = stack.enter_context(_local(self.path).open("rb"))
+            place = 0
+            for _ in range(_MOST_BOXES):
+                file.seek(place)
+                head = file.read(16)
+                if len(head) < 8 or head[4:8] == b"moof":
+                    return len(head) >= 8
+                size = int.from_bytes(head[:4])
+                if size == 1:
+                    size = int.from_bytes(head[8:])
+                if size < 8:
+                    return False
+                place += size
+        return False
+
+    def _open(self) -> InputContainer:
+        try:
+            return self._open_url(str(self.path)) if is_remote(self.path) else self._open_local()
         except VideoError:
             self._close_remote()
             raise
@@ -71,17 +123,9 @@ class opened:
         except (OSError, av.error.FFmpegError) as error:
             self._close_remote()
             raise VideoError(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from None
-        try:
-            if self.container.format.name in _NO_VIDEO_FORMATS or self.container.format.name.endswith("_pipe"):
-                raise VideoError("not a video")
-            return self.container, _video_stream(self.container, self.threads)
-        except BaseException:
-            self.container.close()
-            self._close_remote()
-            raise
 
     def _open_local(self) -> InputContainer:
-        path = Path(os.fspath(self.path).removeprefix("file://"))
+        path = _local(self.path)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise VideoError("it is a folder, not a file")
@@ -123,6 +167,10 @@ class opened:
             and (error is None or isinstance(error, Exception))
         ):
             raise self.remote.failure from None
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    return Path(os.fspath(path).removeprefix("file://"))
 
 
 def _refuse(url: str, *_: Any) -> Any:
@@ -186,17 +234,14 @@ class _Remote:
             self.file.close()
 
 
-def _video_stream(container: InputContainer, threads: int) -> VideoStream:
+def _video_stream(container: InputContainer, path: str | os.PathLike[str], threads: int) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         kinds = {"a cover picture" if s.type == "video" else str(s.type) for s in container.streams}
         holds = " and ".join(sorted(kinds))
         raise VideoError(f"it holds no video, only {holds}" if holds else "it holds nothing that can be played")
-    stream = streams[0]
-    try:
-        context = stream.codec_context
-    except (RuntimeError, ValueError):
-        context = None
+    stream = streams[0] if len(streams) == 1 else _film(streams, path)
+    context = _context(stream)
     if context is None:
         raise VideoError("its video codec is unknown")
     if context.width * context.height > _MOST_PIXELS:
@@ -213,73 +258,23 @@ def _video_stream(container: InputContainer, threads: int) -> VideoStream:
     return stream
 
 
-# --- times ------------------------------------------------------------------------------------------------------------------
-
-
-def origin_of(container: InputContainer, stream: VideoStream) -> float:
-    """Time stamp of the start of the file in seconds: the earliest of its streams, as players have it."""
-    assert stream.time_base is not None
-    candidates = [float(stream.start_time * stream.time_base)] if stream.start_time is not None else []
-    if container.start_time is not None:
-        candidates.append(container.start_time / av.time_base)
-    return min(candidates, default=0.0)
-
-
-def frame_ticks(stream: VideoStream) -> Fraction:
-    """How long a frame lasts that does not say so, in the stream's time base."""
-    assert stream.time_base is not None
-    return 1 / ((stream.average_rate or stream.guessed_rate or Fraction(25)) * stream.time_base)
-
-
-def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds from the start of the file to the end of the last frame, as the file says; None where it does not."""
-    assert stream.time_base is not None
-    if container.format.name == "mpeg":
-        return None  # one time stamp for many frames: FFmpeg's estimate is half a second short
-    origin = origin_of(container, stream)
-    if stream.duration:
-        begin = float(stream.start_time * stream.time_base) if stream.start_time is not None else origin
-        return begin - origin + float(stream.duration * stream.time_base)
-    tag = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.345000000, the last time stamp
+def _context(stream: VideoStream) -> VideoCodecContext | None:
     try:
-        return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2]) - origin
-    except (IndexError, ValueError):
+        return stream.codec_context
+    except (RuntimeError, ValueError):
         return None
 
 
-def counted_duration(path: str | os.PathLike[str]) -> float:
-    """The same from the packets' time stamps, or from their number; reads the file without decoding it."""
-    with opened(path) as (container, stream):
-        assert stream.time_base is not None
-        origin, step = origin_of(container, stream), frame_ticks(stream)
-        shown, packets = 0.0, 0
-        for packet in container.demux(stream):
-            if packet.size:
-                packets += 1
-                if packet.pts is not None:
-                    shown = max(shown, float((packet.pts + (packet.duration or step)) * stream.time_base) - origin)
-        return shown or packets / float(stream.average_rate or stream.guessed_rate or 25)
+def _film(streams: list[VideoStream], path: str | os.PathLike[str]) -> VideoStream:
+    """Which of several streams ffmpeg plays: one that sends packets, the default one, the one of most pixels, the first."""
+    sending = opened(path).sending()
 
+    def rank(stream: VideoStream) -> int:
+        context = _context(stream)
+        if context is None:
+            return -1
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        # The weights are those of ffmpeg (fftools/ffmpeg_mux_init.c, map_auto_video).
+        return context.width * context.height + 100_000_000 * (stream.index in sending) + 5_000_000 * default
 
-# --- every frame ------------------------------------------------------------------------------------------------------------
-
-
-def every_frame(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame that can be decoded, in order of presentation; VideoError if most of the packets are damaged."""
-    packets = damaged = 0
-    demuxed = container.demux(stream)
-    while True:
-        try:
-            packet = next(demuxed, None)
-            if packet is None:
-                break
-            packets += 1
-            yield from stream.codec_context.decode(packet)
-        except (av.error.InvalidDataError, av.error.ExternalError):
-            damaged += 1
-            if damaged > 100 and damaged > packets / 2:
-                raise VideoError(f"too damaged: {damaged} of {packets} packets cannot be decoded") from None
-        except (av.error.FFmpegError, OSError) as error:
-            if getattr(error, "errno", None) == errno.EINVAL:
-                raise VideoError("its pictures are damaged, or too large to decode") from None
-            raise VideoError(f"reading failed: {getattr(error, 'strerror', None) or error}") from None
+    return max(streams, key=rank)  # of equals the first

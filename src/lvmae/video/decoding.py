@@ -27,7 +27,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from lvmae.errors import InputError
-from lvmae.video.container import VideoError, counted_duration, declared_duration, every_frame, opened
+from lvmae.video.clock import duration_of, every_frame
+from lvmae.video.container import VideoError, opened
 from lvmae.video.frame_selection import frames_between, pick
 
 __all__ = [
@@ -59,7 +60,6 @@ class VideoInfo:
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Opens a file and decodes its first frame. Raises VideoError with a reason a person understands."""
     with opened(path) as (container, stream):
-        duration = declared_duration(container, stream)
         first = next(every_frame(container, stream), None)
         if first is None:
             raise VideoError("no frame could be decoded")
@@ -68,8 +68,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             width, height = height, width
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         codec, rotation = stream.codec_context.name, first.rotation
-    if duration is None:
-        duration = counted_duration(path)
+    duration = duration_of(path)
     if duration <= 0:
         raise VideoError("it lasts no time at all")
     return VideoInfo(duration, fps, width, height, rotation, codec)

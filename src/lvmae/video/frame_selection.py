@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -28,9 +28,17 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lvmae.video.container import VideoError, every_frame, frame_ticks, opened, origin_of
-
-VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+from lvmae.video.clock import (
+    TRUNCATED_SECONDS,
+    VideoPacket,
+    every_frame,
+    frame_ticks,
+    origin_of,
+    packets,
+    seconds_at,
+    ticks_at,
+)
+from lvmae.video.container import VideoError, opened
 
 SEEK_SECONDS = 15.0
 """A gap between two times that is sought over instead of read through."""
@@ -40,7 +48,6 @@ _SKIPPING_DECODERS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
 # Containers whose index leads to key frames with the very time stamps that reading through gives.
 _SEEKING_FORMATS = frozenset({"mov", "matroska"})
 _GOP_BYTES = 64 << 20  # packets of one group of pictures that are held before the fast path gives up
-_TRUNCATED_SECONDS = 1.0  # a file may end this much before it says it does
 
 
 class _CannotSkip(Exception):
@@ -58,9 +65,7 @@ def pick(
     seeks = reads = skip
     while True:
         with opened(path, threads) as (container, stream):
-            assert stream.time_base is not None
-            # Half a microsecond of room, so that a time computed to lie on a frame's own stamp finds that frame.
-            ticks = np.floor((times + origin_of(container, stream) + 5e-7) / float(stream.time_base)).astype(np.int64)
+            ticks = ticks_at(container, stream, times)
             fast = _FastPath(container, stream, ticks[done:], end, seeks=seeks)
             try:
                 for frame in fast.frames() if reads else _everything(container, stream, ticks[done:], end):
@@ -79,29 +84,36 @@ def frames_between(
     """Every frame that appears in [begin, end) seconds: when it does, the frame, and its stream."""
     with opened(path) as (container, stream):
         assert stream.time_base is not None
-        origin, step = origin_of(container, stream), float(frame_ticks(stream) * stream.time_base)
         if begin > SEEK_SECONDS and not _SEEKING_FORMATS.isdisjoint(container.format.name.split(",")):
             with contextlib.suppress(av.error.FFmpegError):
-                container.seek(int((begin + origin) / stream.time_base), stream=stream)
-        for count, frame in enumerate(every_frame(container, stream)):
-            stamp = frame.pts if frame.pts is not None else frame.dts
-            moment = float(stamp * stream.time_base) - origin if stamp is not None else count * step
+                container.seek(int(ticks_at(container, stream, np.array([begin]))[0]), stream=stream)
+        for now, frame in _timed(container, stream):
+            moment = seconds_at(container, stream, now)
             if moment >= end:
                 return
             if moment >= begin:
                 yield moment, frame, stream
 
 
+def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
+    """Every frame with the tick at which it appears; one that does not say follows the one before."""
+    assert stream.time_base is not None
+    step = frame_ticks(stream)
+    due = origin_of(container, stream) / stream.time_base
+    stamped = False
+    for frame in every_frame(container, stream):
+        stamp = frame.pts if frame.pts is not None or stamped else frame.dts
+        stamped = stamped or frame.pts is not None
+        now = Fraction(stamp) if stamp is not None else due
+        due = now + (frame.duration or step)
+        yield round(now), frame
+
+
 def _everything(container: InputContainer, stream: VideoStream, ticks: np.ndarray, end: float) -> Iterator[VideoFrame]:
     """Yields the frame of each tick (ascending), decoding everything; damaged packets cost the frames they held."""
-    assert stream.time_base is not None
-    step = float(frame_ticks(stream))
     held: VideoFrame | None = None
     place, now = 0, 0
-    origin = round(origin_of(container, stream) / stream.time_base)
-    for count, frame in enumerate(every_frame(container, stream)):
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        now = stamp if stamp is not None else origin + round(count * step)
+    for now, frame in _timed(container, stream):
         while place < len(ticks) and ticks[place] < now:
             yield held if held is not None else frame
             place += 1
@@ -110,11 +122,11 @@ def _everything(container: InputContainer, stream: VideoStream, ticks: np.ndarra
             return
     if held is None:
         raise VideoError("no frame could be decoded")
-    over = now + (held.duration or round(step))
+    over = now + (held.duration or round(frame_ticks(stream)))
     while place < len(ticks) and ticks[place] < over:
         yield held
         place += 1
-    truncated = _truncation(float(over * stream.time_base) - origin_of(container, stream), end)
+    truncated = _truncation(seconds_at(container, stream, over), end)
     if truncated is not None:
         raise truncated
     for _ in ticks[place:]:
@@ -123,7 +135,7 @@ def _everything(container: InputContainer, stream: VideoStream, ticks: np.ndarra
 
 def _truncation(seen: float, declared: float) -> VideoError | None:
     """What is wrong with a file whose frames end after `seen` seconds, if anything is."""
-    if seen + _TRUNCATED_SECONDS >= declared:
+    if seen + TRUNCATED_SECONDS >= declared:
         return None
     return VideoError(f"truncated: it says it lasts {declared:.1f} s, and ends after {max(seen, 0.0):.1f} s")
 
@@ -212,9 +224,7 @@ class _FastPath:
             until = int(np.searchsorted(self.ticks, following.first))
         else:
             over = max(_stamp(p) + (p.duration or frame_ticks(self.stream)) for p in group.packets)
-            assert self.stream.time_base is not None
-            seen = float(over * self.stream.time_base) - origin_of(self.container, self.stream)
-            self.truncated = _truncation(seen, self.end)
+            self.truncated = _truncation(seconds_at(self.container, self.stream, over), self.end)
             if self.truncated is not None:
                 until = int(np.searchsorted(self.ticks, float(over)))
         until = max(until, self.place)
@@ -223,6 +233,8 @@ class _FastPath:
             return set()
         at = np.maximum(np.searchsorted(stamps, self.ticks[self.place : until], side="right") - 1, 0)
         wanted, counts = np.unique(stamps[at], return_counts=True)
+        if not group.twice.isdisjoint(wanted.tolist()):
+            raise _CannotSkip
         self.due.extend(zip(wanted.tolist(), counts.tolist(), strict=True))
         self.place = until
         return set(wanted.tolist())
@@ -255,6 +267,7 @@ class _Group:
     entry: _Entry
     key: int
     stamps: np.ndarray  # ascending
+    twice: frozenset[int]  # those that several packets have; which is shown is known once they are decoded
 
     @property
     def first(self) -> int:
@@ -273,14 +286,15 @@ def _groups(container: InputContainer, stream: VideoStream) -> Iterator[tuple[_G
     gop: list[VideoPacket] = []
     size = 0
 
-    def close(packets: list[VideoPacket]) -> _Group:
-        stamps = np.unique(np.array([_stamp(p) for p in packets if not p.is_discard], np.int64))
-        group = _Group(packets, _entry(packets[0], stream), _stamp(packets[0]), stamps)
+    def close(gop: list[VideoPacket]) -> _Group:
+        shown = np.array([_stamp(p) for p in gop if not p.is_discard], np.int64)
+        stamps, counts = np.unique(shown, return_counts=True)
+        group = _Group(gop, _entry(gop[0], stream), _stamp(gop[0]), stamps, frozenset(stamps[counts > 1].tolist()))
         if before is not None and len(stamps) and len(before.stamps) and stamps[0] <= before.stamps[-1]:
             raise _CannotSkip
         return group
 
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         if packet.size == 0:
             continue
         if packet.pts is None or packet.is_corrupt or not (gop or packet.is_keyframe):
