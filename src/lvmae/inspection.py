@@ -53,21 +53,21 @@ def inspect_store(store: EmbeddingStore) -> dict[str, Any]:
                 "median": float(np.median(lengths)),
                 "most": int(lengths.max()),
             },
-            "cosine of neighbouring segments": round(_neighbour_cosine(store), 3),
+            "cosine of neighbouring segments": _neighbour_cosine(store),
             "first videos": store.ids[:5],
             "fingerprint": store.fingerprint,
         }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _neighbour_cosine(store: EmbeddingStore, most: int = 200) -> float:
+def _neighbour_cosine(store: EmbeddingStore, most: int = 200) -> float | None:
     places = np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)
     cosines = []
     for place in places.tolist():
         unit = l2_normalize(store.embeddings(place))
         cosines.append(np.einsum("ld,ld->l", unit[1:], unit[:-1]))
     joined = np.concatenate(cosines)
-    return float(joined.mean()) if len(joined) else float("nan")
+    return round(float(joined.mean()), 3) if len(joined) else None
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:

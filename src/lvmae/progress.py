@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lvmae.process import is_terminal
+
 _WATCHED_SECONDS = 0.2
 _LOGGED_SECONDS = 15.0
 
@@ -19,9 +21,10 @@ def progress(
 
     On a terminal it is redrawn five times a second; in a log it writes a line every 15 seconds.
     """
-    watched = sys.stderr.isatty()
+    watched = is_terminal(sys.stderr)
     return tqdm(
         iterable,
+        disable=not callable(getattr(sys.stderr, "write", None)),  # there may be no standard error
         desc=desc,
         unit=f" {unit}",
         total=total,

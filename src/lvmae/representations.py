@@ -21,10 +21,12 @@ from safetensors import SafetensorError
 
 from lvmae.errors import InputError, WorkError
 from lvmae.model import LVMAEModel
+from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.store import EMBEDDINGS, REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
 
+@own_state()
 def represent(
     run: str | Path,
     store: str | Path | EmbeddingStore,

@@ -7,6 +7,7 @@ embeddings. Stores that differ in their segments' length or their frames are dra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from lvmae.ablation.grid import SEED, STORE, Grid, text_of
 from lvmae.ablation.results import Group
 from lvmae.evaluation.features import LEARNT, RAW
+from lvmae.files.pictures import save_figure
 
 _MOST_LINES = 8
 _NAMES = {
@@ -33,11 +35,9 @@ def draw_figures(grid: Grid, groups: Sequence[Group], folder: Path) -> list[Path
         if axis == SEED or len(values) < 2 or not any(group.values for group in groups):
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        figure = _figure(grid, groups, axis)
-        for suffix in ("png", "svg"):
-            path = folder / f"{axis}.{suffix}"
-            figure.savefig(path, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-            drawn.append(path)
+        paths = [folder / f"{axis}.{suffix}" for suffix in ("png", "svg")]
+        if save_figure(functools.partial(_figure, grid, groups, axis), *paths, dpi=160):
+            drawn += paths
     return drawn
 
 

@@ -37,6 +37,7 @@ from lvmae.files.locks import Lock
 from lvmae.files.tables import write_parquet_rows
 from lvmae.files.writing import write_json, write_text
 from lvmae.pretraining import Stopped, pretrain, read_metrics
+from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
 from lvmae.representations import represent, run_fingerprint
@@ -67,6 +68,7 @@ class Ablation:
         return latex(groups(self.grid, self.rows))
 
 
+@own_state()
 def ablate(
     stores: Mapping[str, str | Path | EmbeddingStore],
     labels: str | Path | Task,

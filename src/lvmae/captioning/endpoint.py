@@ -37,6 +37,8 @@ _RETRIED = frozenset({408, 409, 425, 429})  # and everything from 500 on
 _NO_TO_CONTENT = re.compile(r"content[ _-]?(filter|policy|management)|moderation|flagged|safety", re.IGNORECASE)
 _THOUGHT = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
 
+_JITTER = random.Random()  # not the process's generator, which is the caller's
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -196,7 +198,7 @@ class Endpoint:
                 self.pace.hold(wait)
             if tried < self._retries:
                 backoff = min(_LONGEST_BACKOFF, _FIRST_WAIT * 2**tried)
-                await asyncio.sleep(max(wait or 0.0, backoff * random.uniform(0.5, 1.0)))
+                await asyncio.sleep(max(wait or 0.0, backoff * _JITTER.uniform(0.5, 1.0)))
         raise Unanswered(f"{reason}, {self._retries + 1} times" if self._retries else reason)
 
     async def _ask(self, content: list[dict[str, Any]]) -> Answer:

@@ -16,15 +16,22 @@ from typing import Any
 import lvmae
 from lvmae.cli import ablation, evaluation, library, model, store
 from lvmae.cli.command import command_of
+from lvmae.cli.console import console
 from lvmae.errors import LVMAEError
 from lvmae.files.urls import without_secrets
+from lvmae.process import say
 
 _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    with console():
+        return _run(_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """One command, and what ends it as an exit code."""
     # Threads that spin while they wait slow a busy machine down many times; read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.command not in _DOWNLOADING:
@@ -32,17 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _tell()
     try:
         code: int = arguments.call(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except LVMAEError as error:
-        print(f"lvmae {arguments.command}: {without_secrets(str(error))}", file=sys.stderr)
+        say(f"lvmae {arguments.command}: {without_secrets(str(error))}")
         return error.exit_code
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; run the same command again to go on"
-        print(f"\nlvmae {arguments.command}: {said}", file=sys.stderr)
+        say(f"\nlvmae {arguments.command}: {said}")
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `lvmae inspect store | head`.
-        sys.stderr.close()
-        return 1
     return code
 
 

@@ -97,8 +97,8 @@ def _run_probe(arguments: argparse.Namespace) -> int:
         if written:
             _make_room(Path(written))
     result = _probed(arguments)
+    _write(result, arguments)  # first: what is printed may have no reader
     print(result.render(arguments.format, compare=arguments.compare))
-    _write(result, arguments)
     return 0
 
 

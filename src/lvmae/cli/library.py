@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from lvmae.cli.command import command_of
+from lvmae.cli.console import print_json
 from lvmae.errors import InputError
+from lvmae.process import is_terminal
 
 
 def add_caption(commands: Any) -> None:
@@ -52,7 +53,7 @@ def _run_caption(arguments: argparse.Namespace) -> int:
     print(estimate.to_text(), flush=True)
     if arguments.dry_run:
         return 0
-    if estimate.dollars and not arguments.yes and sys.stdin.isatty():
+    if estimate.dollars and not arguments.yes and is_terminal(sys.stdin):
         print("Go on? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was asked")
@@ -166,7 +167,7 @@ def _run_search(arguments: argparse.Namespace) -> int:
         found = [asdict(moment) for moment in moments]
         rows = [[f"{m.score:.3f}", f"{clock(m.start)}-{clock(m.end)}", m.video] for m in moments]
     if arguments.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return 0
     width = max(len(row[1]) for row in rows)
     for score, time, video in rows:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
 from lvmae.cli.command import command_of, key_values, tell_failures
+from lvmae.cli.console import print_json
 from lvmae.errors import InputError
 
 
@@ -211,5 +211,8 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     from lvmae.inspection import describe, inspect
 
     found = inspect(arguments.path)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else describe(found))
+    if arguments.json:
+        print_json(found)
+    else:
+        print(describe(found))
     return 0

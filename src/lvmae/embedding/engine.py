@@ -13,7 +13,6 @@ import contextlib
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from lvmae.embedding.pipeline import Advanced, Event, Job
 from lvmae.embedding.sources import VideoFile, find_videos, share_of
 from lvmae.encoders import load_encoder
 from lvmae.errors import InputError
+from lvmae.process import handling_signals, own_state, say
 from lvmae.progress import progress
 from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord, ids_of_other_ranks, rank_store
 from lvmae.video.segmentation import segment_rule
@@ -82,6 +82,7 @@ def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gp
     raise InputError(f"There is no engine {name!r}. Known: {', '.join(ENGINES)}.")
 
 
+@own_state()
 def embed_videos(
     videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -187,24 +188,17 @@ def embed_videos(
 def _interruptible() -> Iterator[threading.Event]:
     """Sets the event at the first Ctrl-C; the second one interrupts as usual, and so does a request to end (SIGTERM)."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _frame: object) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
-        print("\nFinishing what is in hand; Ctrl-C once more stops at once.", file=sys.stderr, flush=True)
+        give_back(number)
+        say("\nFinishing what is in hand; Ctrl-C once more stops at once.")
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt("Told to end. What was finished is in the store; the same command goes on.")
 
-    before, asked = signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, end)
-    try:
+    with handling_signals({signal.SIGINT: ask, signal.SIGTERM: end}) as give_back:
         yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, asked)
 
 
 @dataclass

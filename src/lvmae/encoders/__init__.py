@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lvmae.errors import InputError
+from lvmae.process import own_state
 
 if TYPE_CHECKING:
     from lvmae.store import Manifest
@@ -81,6 +82,7 @@ class SegmentEncoder(Protocol):
         """Raises WorkError when the weights are missing or similarities are all alike."""
 
 
+@own_state()
 def load_encoder(name: str, **options: Any) -> SegmentEncoder:
     """Builds an encoder: a built-in name, an entry point of `lvmae.encoders`, or `module:Class`.
 

@@ -20,6 +20,7 @@ from lvmae.evaluation.published import PUBLISHED, published_probe
 from lvmae.evaluation.settings import PROBES, ProbeSettings
 from lvmae.evaluation.tables import ProbeTable, Rendered
 from lvmae.evaluation.tasks import LVU, LVU_CLASSES, LVU_REGRESSIONS, load_task
+from lvmae.process import own_state
 from lvmae.store import EmbeddingStore
 
 
@@ -82,6 +83,7 @@ class LVUResult(Rendered):
         return {"tables": [table.to_dict() for table in self.tables], "skipped": dict(self.skipped)}
 
 
+@own_state()
 def probe_lvu(
     features: str | Path | EmbeddingStore,
     annotations: str | Path,

@@ -25,12 +25,14 @@ from lvmae.evaluation.labels import SPLITS, Task, found_in, load_labels
 from lvmae.evaluation.metrics import METRICS, interval, score
 from lvmae.evaluation.settings import ALL_PROBES, BASELINES, PROBES, ProbeSettings
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
+from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.store import EMBEDDINGS, EmbeddingStore
 
 _MOST_WORKERS = 8  # an attentive probe of width 1024 holds 200 MB
 
 
+@own_state()
 def probe(
     features: str | Path | EmbeddingStore,
     labels: str | Path | Task,

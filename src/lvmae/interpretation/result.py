@@ -18,6 +18,7 @@ from lvmae.interpretation.retrieval import INTERPOLATION, KINDS, MEAN, RECONSTRU
 from lvmae.interpretation.texts import Texts
 from lvmae.library.captions import Caption, captions_by_video, load_captions
 from lvmae.model import LVMAEForPreTraining
+from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
 from lvmae.store import EMBEDDINGS, EmbeddingStore
@@ -106,6 +107,7 @@ class Interpretation:
         )
 
 
+@own_state()
 def interpret(
     run: str | Path,
     store: str | Path | EmbeddingStore,

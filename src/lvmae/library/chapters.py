@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import io
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +26,14 @@ import numpy as np
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.cache import cached
+from lvmae.files.pictures import png_of
 from lvmae.library import place_of
+from lvmae.process import say
 from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lvmae.encoders import SegmentEncoder
 
 _LEAST_SECONDS = 10.0  # a chapter's least length where none is asked for, and of a long video
@@ -79,7 +81,7 @@ class Timeline:
 
     def to_png(self) -> bytes:
         """The novelty along the video, its borders and its titles, 1600 pixels wide."""
-        return _draw(self)
+        return png_of(lambda: _figure(self), dpi=100)
 
     def save(self, path: str | Path) -> Path:
         """Writes the file that the suffix says: .vtt, .json, .txt or .png. Raises InputError for another one."""
@@ -223,7 +225,7 @@ def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple
 
         encoder = encoder_of(store.manifest)
     except (ImportError, InputError, WorkError) as error:
-        print(f"note: the chapters have no titles: {str(error).rstrip('.')}.", file=sys.stderr)
+        say(f"note: the chapters have no titles: {str(error).rstrip('.')}.")
         return untitled
     vocabulary = [str(word) for word in getattr(encoder, "vocabulary", None) or ()]
     if not vocabulary or not encoder.has_text:
@@ -255,7 +257,7 @@ def _stamp(seconds: float) -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{thousandths % 1000:03d}"
 
 
-def _draw(found: Timeline) -> bytes:
+def _figure(found: Timeline) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
@@ -287,6 +289,4 @@ def _draw(found: Timeline) -> bytes:
     axes.set_title(found.video, loc="left", fontsize=11)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure

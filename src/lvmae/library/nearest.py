@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from lvmae.files.cache import cache_folder, cached
+from lvmae.process import say
 from lvmae.progress import progress
 from lvmae.store import l2_normalize
 
@@ -72,9 +72,8 @@ class Nearest:
         try:
             import faiss
         except ImportError:
-            print(
-                f"note: {len(self._vectors):,} vectors are searched one by one; pip install 'lvmae[search]' builds an index",
-                file=sys.stderr,
+            say(
+                f"note: {len(self._vectors):,} vectors are searched one by one; pip install 'lvmae[search]' builds an index"
             )
             return None
         path = cached(
@@ -118,7 +117,7 @@ class Nearest:
 
     def _scan(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         asked = torch.from_numpy(queries)
-        scores = torch.empty(len(queries), 0)
+        scores = torch.empty(len(queries), 0, dtype=torch.float32)
         places = torch.empty(len(queries), 0, dtype=torch.int64)
         first = 0
         for block in self._vectors.blocks(_SCORED):

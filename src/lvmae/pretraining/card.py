@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
+from lvmae.files.pictures import save_figure
 from lvmae.model.objectives import Objective
 
 
@@ -18,7 +20,11 @@ def verdict(final: Mapping[str, Any]) -> str:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, objective: Objective) -> None:
-    """Draws the loss a step, and the scores of validation with their floors, as one PNG."""
+    """Draws the loss a step, and the scores of validation with their floors, as one PNG; a warning where that fails."""
+    save_figure(lambda: _curves(records, objective), path, dpi=110, format="png")
+
+
+def _curves(records: Sequence[Mapping[str, Any]], objective: Objective) -> Figure:
     score = objective.score
     steps = [r for r in records if "loss" in r]
     checks = [r for r in records if "val_loss" in r and "event" not in r]
@@ -40,9 +46,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, objective: Obj
         score_axes.legend()
     positive = all(r["loss"] > 0 for r in steps)
     loss_axes.set(xlabel="step", ylabel="loss on masked segments", yscale="log" if positive else "linear")
+    if positive:
+        for part in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
+            part(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))  # plain text, not mathematics
     loss_axes.legend()
     score_axes.set(xlabel="step", ylabel=f"{score.replace('_', ' ')} on masked segments, held out")
-    figure.savefig(path, dpi=110, format="png")
+    return figure
 
 
 def model_card(

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, send_to_device
 from safetensors import SafetensorError
@@ -33,12 +32,14 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.model.objectives import read_options
+from lvmae.pretraining.accelerate_state import own_accelerate_state
 from lvmae.pretraining.card import draw_curves, model_card, verdict
 from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
 from lvmae.pretraining.optimisation import adamw, learning_rate
 from lvmae.pretraining.run_folder import RunFolder, read_metrics
 from lvmae.pretraining.validation import Validation
+from lvmae.process import handling_signals, own_state
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
 from lvmae.store import EmbeddingStore, Manifest
@@ -58,6 +59,7 @@ class Stopped(WorkError):
     exit_code = 130
 
 
+@own_state()
 def pretrain(
     store: Stores,
     out: str | Path,
@@ -94,7 +96,7 @@ def pretrain(
         return folder.path
     for warning in data.warnings:
         log.warning(warning)
-    with _few_threads(config), _accelerator(chosen, folder.path) as accelerator:
+    with _few_threads(config), own_accelerate_state(), _accelerator(chosen, folder.path) as accelerator:
         accelerator.wait_for_everyone()  # all have looked at the folder before the first process writes to it
         try:
             _Training(
@@ -414,8 +416,6 @@ def _accelerator(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
     on_cpu = not torch.accelerator.is_available()
     if recipe.precision == "fp16" and on_cpu:
         raise InputError("precision=fp16 needs a GPU: set precision to bf16 or fp32.")
-    # One call may follow another in a process, with another precision; the process group stays.
-    AcceleratorState._reset_state()
     launched = not torch.distributed.is_initialized()
     try:
         accelerator = Accelerator(
@@ -444,26 +444,16 @@ def _accelerator(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
             tracker.finish()
         if launched and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextlib.contextmanager
 def _requests_to_stop() -> Iterator[threading.Event]:
     """Set by the first SIGINT or SIGTERM; a second one ends the process as it always does."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: Any) -> None:
         asked.set()
-        signal.signal(number, before[signal.Signals(number)])
+        give_back(number)
 
-    for number in before:
-        signal.signal(number, ask)
-    try:
+    with handling_signals({signal.SIGINT: ask, signal.SIGTERM: ask}) as give_back:
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

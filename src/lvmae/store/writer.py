@@ -6,9 +6,8 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -23,6 +22,7 @@ from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.files.locks import Lock
 from lvmae.files.urls import without_secrets
 from lvmae.files.writing import TEMPORARY, remove_leftovers
+from lvmae.process import handling_signals
 from lvmae.store.format import (
     CARD,
     FAILURE_SCHEMA,
@@ -207,23 +207,17 @@ def _is_foreign(path: Path) -> bool:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C takes effect behind the block, not within: between a shard and the note that it is written lies a duplicate."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
     came: list[tuple[int, FrameType | None]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handler = signal.getsignal(number)
-        if callable(handler):
-            handlers[number] = handler
-            signal.signal(number, lambda *arguments: came.append(arguments))
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
-        yield
+        with handling_signals(dict.fromkeys(numbers, lambda *arguments: came.append(arguments))):
+            yield
     finally:
-        for which, handler in handlers.items():
-            signal.signal(which, handler)
-        for which, frame in came[:1]:
-            handlers[which](which, frame)
+        for number, frame in came[:1]:
+            handler = before[signal.Signals(number)]
+            assert callable(handler)
+            handler(number, frame)
 
 
 def _next_number(shards: list[dict[str, Any]]) -> int:
