@@ -154,7 +154,7 @@ def _begun(
         return made_from
     if not overwrite:
         raise InputError(f"{wrong}; choose another place, or overwrite it")
-    for part in ("data", "failures"):
+    for part in ("index", "data", "failures", "removed"):
         shutil.rmtree(Path(out) / part, ignore_errors=True)
     (Path(out) / "manifest.json").unlink()
     return None

@@ -19,7 +19,7 @@ from films import write_film
 from lvmae.embedding import EmbedSummary, embed_videos
 from lvmae.errors import InputError, WorkError
 from lvmae.store import EmbeddingStore, Failure, Manifest, StoreWriter, VideoRecord, merge_stores
-from lvmae.store.format import StoreFolder
+from lvmae.store.folder import StoreFolder
 
 pytest.importorskip("s3fs", reason="s3:// needs the extra `s3`")
 pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's")
@@ -238,7 +238,7 @@ def test_a_shard_that_changes_in_the_bucket_is_not_read_from_the_cache(bucket: s
         assert float(EmbeddingStore.open(out).embeddings(0)[0, 0]) == value
         # Size and time could be the same: a bucket's listing knows whole seconds.
         (shard,) = StoreFolder(out).shards("data")
-        assert shard["changed"] == files.info(f"{out}/data/{shard['name']}")["ETag"]
+        assert shard.changed == files.info(f"{out}/{shard.path}")["ETag"]
         files.rm(out, recursive=True)
 
 

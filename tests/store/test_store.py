@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from lvmae.files.identity import UNKNOWN, identity_of, stat_of
 from lvmae.files.tables import read_parquet_rows
 from lvmae.inspection import inspect_store
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize, merge_stores
+from stores import as_version_0_1
 
 MANIFEST = Manifest("test-space", 4, {"kind": "fixed", "seconds": 5.0}, {"name": "none"})
 
@@ -160,9 +160,7 @@ def test_rows_tell_what_their_source_was_and_older_shards_do_not(tmp_path: Path)
     with StoreWriter(tmp_path / "s", MANIFEST) as writer:
         writer.add(record("old", 2))
         writer.fail("bad", str(film), "it is damaged")
-    for shard in (tmp_path / "s").glob("*/part-*"):  # as a writer from before made it
-        table = pq.read_table(shard)
-        pq.write_table(table.drop_columns([name for name in table.column_names if name.startswith("source_")]), shard)
+    as_version_0_1(tmp_path / "s")
     with StoreWriter(tmp_path / "s", MANIFEST) as writer:
         assert writer.failed["bad"].identity == UNKNOWN
         writer.add(replace(record("new", 3), identity=known))

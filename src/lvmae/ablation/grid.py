@@ -62,14 +62,18 @@ class Cell:
     @property
     def digest(self) -> str:
         """Of the training: another store, recipe or setting gives another; settings that only say how fast it runs do not."""
+        return self._digest(self.store.fingerprint)
+
+    def _digest(self, fingerprint: str) -> str:
         settings = {key: value for key, value in self.recipe.to_dict().items() if key not in FREE | {"name"}}
-        return hashlib.sha256(json.dumps([self.store.fingerprint, settings], sort_keys=True).encode()).hexdigest()[:10]
+        return hashlib.sha256(json.dumps([fingerprint, settings], sort_keys=True).encode()).hexdigest()[:10]
 
     def folder(self, cells: Path) -> Path:
         """Its folder: the one that holds this training, whatever another grid called it, or else one with a readable name."""
         said = "_".join(f"{key}-{text_of(value)}" for key, value in self.at.items()) or "only"
         new = cells / f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{self.digest}"
-        return next(iter(sorted(cells.glob(f"*_{self.digest}"))), new)
+        digests = self.digest, self._digest(self.store.old_fingerprint)  # what an older version began is continued
+        return next((path for digest in digests for path in sorted(cells.glob(f"*_{digest}"))), new)
 
     def __str__(self) -> str:
         return _said(self.at) or self.recipe.name

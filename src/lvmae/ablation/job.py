@@ -196,7 +196,7 @@ class _Job:
 
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell's pre-training took; None where it is not done, or not with these labels and probes."""
-        result = self._result(self._folder(cell) / self._name(cell.on))
+        result = self._result(self._folder(cell), cell.on)
         return float(result["rows"][0]["pretrain_seconds"]) if result and result["status"] == DONE else None
 
     def _folder(self, cell: Cell) -> Path:
@@ -207,12 +207,16 @@ class _Job:
         """What a run gave on one store is kept beside what it gave on another."""
         return f"result-{on.fingerprint[:8]}.json"
 
-    def _result(self, path: Path) -> dict[str, Any] | None:
+    def _result(self, folder: Path, on: EmbeddingStore) -> dict[str, Any] | None:
+        by_older_version = folder / f"result-{on.old_fingerprint[:8]}.json"
+        return self._read_result(folder / self._name(on)) or self._read_result(by_older_version)
+
+    def _read_result(self, path: Path) -> dict[str, Any] | None:
         try:
             result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return result if result.get("probing") == self.probing else None
+        except (OSError, ValueError, AttributeError, RecursionError):
             return None
-        return result if result.get("probing") == self.probing else None
 
     def _write(self, path: Path, status: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ class _Job:
 
     def _read(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of a cell that is done, named as this grid names it."""
-        result = self._result(self._folder(cell) / self._name(cell.on))
+        result = self._result(self._folder(cell), cell.on)
         assert result is not None
         return [{**row, **self._place(cell)} for row in result["rows"]]
 
@@ -241,6 +245,8 @@ class _Job:
     def _steps(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """pretrain -> represent -> probe. What is there from an earlier call is taken as it is, with the time it took."""
         of = cell.on.fingerprint[:8]
+        if (folder / f"reps-{cell.on.old_fingerprint[:8]}").is_dir():  # begun by an older version
+            of = cell.on.old_fingerprint[:8]
         run, pretraining = self._timed(
             folder / "pretrain.json", lambda: pretrain(cell.store, folder / "run", recipe=cell.recipe)
         )
@@ -278,7 +284,7 @@ class _Job:
         rows = []
         for name, store in self.grid.on.items():
             path = self.out / "raw" / f"{store.fingerprint}.json"
-            if (result := self._result(path)) is None:
+            if (result := self._read_result(path)) is None:
                 began = time.monotonic()
                 table = probe(store, self.task, probes=tuple(self.probes), seeds=self.seeds, settings=self.settings)
                 took = {"probe_seconds": round(time.monotonic() - began, 3)}

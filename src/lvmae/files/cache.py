@@ -59,7 +59,7 @@ class CacheEntry:
     """When it was last used, in seconds since 1970."""
 
 
-def cached(kind: str, name: str, make: Callable[[Path], None], *, of: str = "") -> Path:
+def cached(kind: str, name: str, make: Callable[[Path], None], *, of: str = "", source: Path | None = None) -> Path:
     """The file or folder `kind`/`name` of the cache: as it is where its bytes are those that were written, else made again.
 
     Args:
@@ -67,13 +67,15 @@ def cached(kind: str, name: str, make: Callable[[Path], None], *, of: str = "") 
         name: names the content. Two contents never share a name.
         make: writes the file, or the folder with its files, at the path that it is given.
         of: the store or package that it is a copy of, for `entries` and `forget`.
+        source: the file that it is made from, where that may change: then it is made again.
 
     Raises:
         InputError: there is no place for a cache.
         WorkError: the cache cannot be written to.
     """
     path = cache_folder() / kind / name
-    if _whole(path):
+    read = _identity(source) if source is not None else None
+    if _whole(path, read):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,12 +85,13 @@ def cached(kind: str, name: str, make: Callable[[Path], None], *, of: str = "") 
             if beside.is_dir():
                 remove(path)
     except OSError as error:
-        if path.is_dir() and _whole(path):  # another process was first
+        if path.is_dir() and _whole(path, read):  # another process was first
             return path
         raise WorkError(
             f"could not write to the cache {path.parent}: {reason(error)}; point LVMAE_CACHE to a folder with room"
         ) from None
-    about = {"of": of, "files": {part: [digest, *_identity(path / part)] for part, digest in hashes.items()}}
+    files = {part: [digest, *_identity(path / part)] for part, digest in hashes.items()}
+    about = {"of": of, "source": read, "files": files}
     write_json(_about(path), about, indent=None)
     limit = _limit()
     if limit is not None:
@@ -171,10 +174,10 @@ def _read_about(path: Path) -> dict[str, Any] | None:
     return about if isinstance(about, dict) and isinstance(about.get("files"), dict) else None
 
 
-def _whole(path: Path) -> bool:
-    """Whether an entry has the bytes that were written; notes its use, and what its files are now."""
+def _whole(path: Path, source: list[int] | None) -> bool:
+    """Whether an entry has the bytes that were written, from this source; notes its use, and what its files are now."""
     about = _read_about(path)
-    if about is None:
+    if about is None or about.get("source") != source:
         return False
     changed = False
     try:

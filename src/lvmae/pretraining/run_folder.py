@@ -18,6 +18,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.locks import Lock
 from lvmae.files.writing import TEMPORARY, remove_leftovers, write_json
 from lvmae.recipes import FREE, Recipe
+from lvmae.store import EmbeddingStore
 
 _RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
 
@@ -134,9 +135,17 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for was, this in zip(stores, given, strict=False):
         if was.get("space_id") != this["space_id"]:
             found.append(f"its store is of the space {was.get('space_id')}, {this['path']} of {this['space_id']}")
-        elif was.get("fingerprint") != this["fingerprint"]:
+        elif was.get("fingerprint") != this["fingerprint"] and not _is_older_name(was.get("fingerprint"), this["path"]):
             found.append(f"the store {this['path']} has other content than when the run was started")
     return found
+
+
+def _is_older_name(fingerprint: Any, path: str) -> bool:
+    """Whether an older version wrote this fingerprint of the store as it is: it hashed less."""
+    try:
+        return isinstance(fingerprint, str) and EmbeddingStore(path).has_fingerprint(fingerprint)
+    except InputError:
+        return False
 
 
 def _short(value: Any) -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.errors import InputError
 from lvmae.files.identity import UNKNOWN, FileIdentity
-from lvmae.files.urls import file_system
-from lvmae.files.writing import reason, replacing
+from lvmae.store.index import row_digest
 
 SCHEMA_VERSION = 1
+METADATA = b"lvmae"  # of a shard's schema: {"table", "number", "manifest"} as JSON
+TABLES = ("data", "failures")
 EMBEDDINGS = "embeddings"
 REPRESENTATIONS = "representations"
 
@@ -57,6 +52,20 @@ class Manifest:
     """Representations only: path and fingerprint of the run they come from, and the store they were computed on."""
     schema_version: int = SCHEMA_VERSION
 
+    def wrong(self) -> str:
+        """What is odd about it, in words; empty where nothing is."""
+        if not isinstance(self.space_id, str) or not self.space_id:
+            return f"its space_id is {self.space_id!r}"
+        if type(self.dim) is not int or self.dim < 1:
+            return f"its dim is {self.dim!r}"
+        if self.kind not in (EMBEDDINGS, REPRESENTATIONS):
+            return f"its kind is {self.kind!r}"
+        for name in ("segments", "encoder", "run"):
+            value = getattr(self, name)
+            if not isinstance(value, dict) and not (name == "run" and value is None):
+                return f"its {name} is {value!r}"
+        return ""
+
 
 @dataclass
 class VideoRecord:
@@ -79,6 +88,8 @@ class VideoRecord:
     """Why the end of the video is missing here, if it is; then `duration` is that of what was kept."""
     identity: FileIdentity = UNKNOWN
     """What the source was when it was embedded."""
+    made_from: str = ""
+    """Representations only: the digest of the embeddings that they were made from; empty where nobody noted it."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,25 @@ def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
         ours, theirs = getattr(here, name), getattr(wanted, name)
         if ours != theirs:
             raise InputError(f"{where} holds {what} {ours!r}, not {theirs!r}; two never mix: choose another store")
+
+
+def wrong_with(schema: pa.Schema, table: str) -> str:
+    """Why a shard of this schema cannot be read, in words; empty where it can. Shards of older versions lack later columns."""
+    needed: dict[str, Any] = {"id": pa.string(), "path": pa.string(), "reason": pa.string()}
+    if table == "data":
+        times = pa.list_(pa.float64())
+        needed = {"id": pa.string(), "source": pa.string(), "duration": pa.float64(), "starts": times, "ends": times}
+        column = schema.field("embeddings").type if "embeddings" in schema.names else None
+        if column is None or not pa.types.is_list(column):
+            return "it lacks embeddings"
+        if not pa.types.is_fixed_size_list(column.value_type) or not pa.types.is_float16(column.value_type.value_type):
+            return f"its embeddings are {column}"
+    for name, kind in needed.items():
+        if name not in schema.names:
+            return f"it lacks {name}"
+        if schema.field(name).type != kind:
+            return f"its {name} are {schema.field(name).type}, not {kind}"
+    return ""
 
 
 # These came later: shards without them are read as if all were null.
@@ -138,7 +168,7 @@ def data_schema(manifest: Manifest) -> pa.Schema:
         *IDENTITY_COLUMNS,
     ]
     if manifest.kind == REPRESENTATIONS:
-        columns += [("cls", pa.list_(pa.float32())), ("mean", pa.list_(pa.float32()))]
+        columns += [("cls", pa.list_(pa.float32())), ("mean", pa.list_(pa.float32())), ("made_from", pa.string())]
     return pa.schema(columns)
 
 
@@ -146,175 +176,6 @@ def data_schema(manifest: Manifest) -> pa.Schema:
 FAILURE_SCHEMA = pa.schema(
     [("id", pa.string()), ("path", pa.string()), ("reason", pa.string()), ("kept", pa.float64()), *IDENTITY_COLUMNS]
 )
-
-
-_REQUESTS = 16  # at once, to an object store
-
-
-class StoreFolder:
-    """A folder on any file system fsspec knows.
-
-    Local writes are synced and renamed. Remote ones are put whole, and refused where the name is taken: object stores have no
-    locks, so two writers meet at a shard's number. The first one has it; the other stops, and has spoilt nothing.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.url = os.fspath(path)
-        self.fs, self.root = file_system(self.url)
-        self.local = Path(self.root) if "file" in _protocols(self.fs) else None
-
-    def _join(self, name: str) -> str:
-        return f"{self.root.rstrip('/')}/{name}"
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            with self._reached():
-                content: bytes = self.fs.cat_file(self._join(name))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        return content
-
-    def write(self, name: str, content: bytes | memoryview) -> None:
-        if self.local is None:
-            self._put(name, bytes(content))
-            return
-        target = self.local / name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as beside, beside.open("wb") as file:
-                file.write(content)
-        except OSError as error:
-            raise WorkError(
-                f"could not write {target}: {reason(error)}; what was committed is intact, and the same command continues"
-            ) from None
-
-    def _put(self, name: str, content: bytes) -> None:
-        try:
-            with self._reached():
-                self.fs.pipe_file(self._join(name), content, mode="create")
-        except FileExistsError:
-            if self.read(name) != content:  # it is, if a put was done and its answer lost
-                raise InputError(
-                    f"another process is writing to {self.url}; wait for it to end, or choose another place"
-                ) from None
-        except FileNotFoundError:
-            raise InputError(f"{self.url} cannot be written: its bucket does not exist; make it first") from None
-
-    @contextlib.contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Whatever the client of an object store raises, in one sentence; that something is missing, or there, passes."""
-        try:
-            yield
-        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, LVMAEError):
-            raise
-        except Exception as error:
-            if self.local is not None:
-                raise
-            said = f"{self.url} cannot be reached: {' '.join(str(error).split()) or type(error).__name__}".rstrip(".")
-            if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-                raise InputError(f"{said}; check the credentials that this machine has for it") from None
-            raise WorkError(f"{said}; nothing that is stored is lost, so try again when it can be reached") from None
-
-    def shards(self, table: str) -> list[dict[str, Any]]:
-        """Name, size and time of change of every committed shard of a table, in order."""
-        self.fs.invalidate_cache()
-        try:
-            with self._reached():
-                entries = self.fs.ls(self._join(table), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        found = []
-        for entry in entries:
-            name = entry["name"].rsplit("/", 1)[-1]
-            if name.startswith("part-") and name.endswith(".parquet"):
-                changed = entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("LastModified")
-                found.append({"name": name, "size": entry["size"], "changed": str(changed)})
-        return sorted(found, key=lambda shard: str(shard["name"]))
-
-    def folders(self) -> list[str]:
-        """Names of the folders directly in this one, sorted."""
-        return sorted(name for name, kind in self.entries().items() if kind == "directory")
-
-    def entries(self) -> dict[str, str]:
-        """Name -> "file" or "directory" of what lies directly in this folder."""
-        self.fs.invalidate_cache()
-        try:
-            with self._reached():
-                found = self.fs.ls(self.root, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        names = ((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in found)
-        return {name: str(kind) for name, kind in names if name}
-
-    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        # From afar: one request for a whole shard, and for some columns no more than their bytes, without read-ahead.
-        with self._damage(name), self._reached():
-            if self.local is None and columns is None:
-                return pq.read_table(pa.BufferReader(self.fs.cat_file(self._join(name))))
-            with self.fs.open(self._join(name), "rb", **({} if self.local else {"cache_type": "none"})) as file:
-                return pq.read_table(file, columns=columns)
-
-    def row_groups(self, name: str) -> Iterator[pa.Table]:
-        with self._damage(name), self._reached(), self.fs.open(self._join(name), "rb") as file:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group)
-
-    @contextlib.contextmanager
-    def _damage(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except pa.ArrowInvalid as error:
-            raise WorkError(
-                f"{self.url}/{name} is damaged ({error}); restore it, or delete it and embed again"
-            ) from None
-
-    def ids(self) -> set[str]:
-        """Of the videos that are committed."""
-        return set(self.rows())
-
-    def rows(self) -> list[str]:
-        """The id of every row, in order; of a video that was embedded again, the last row counts."""
-        names = [f"data/{shard['name']}" for shard in self.shards("data")]
-        with ThreadPoolExecutor(1 if self.local else _REQUESTS) as pool:
-            tables = pool.map(lambda name: self.table(name, ["id"]), names)
-            return [video for table in tables for video in table["id"].to_pylist()]
-
-    def failures(self, done: Container[str]) -> dict[str, Failure]:
-        """By id, the last thing that went wrong with each input that is not in the store, or only in part (`kept`)."""
-        rows: dict[str, Failure] = {}
-        for shard in self.shards("failures"):
-            for row in self.table(f"failures/{shard['name']}").to_pylist():
-                failure = Failure(row["id"], row["path"], row["reason"], row.get("kept") or 0.0, identity_in(row))
-                if not failure.reason:  # a video that was stored in part, and is now whole
-                    rows.pop(failure.id, None)
-                elif (failure.kept > 0) == (failure.id in done):  # a commit may end between the two tables
-                    rows[failure.id] = failure
-        return rows
-
-    def manifest(self) -> Manifest | None:
-        content = self.read("manifest.json")
-        if content is None:
-            return None
-        try:
-            values = json.loads(content)
-            version = values["schema_version"]
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"{self.url}/manifest.json is not the manifest of a store") from None
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{self.url} has store version {version} and this lvmae reads version "
-                f"{SCHEMA_VERSION}; use the lvmae that wrote it"
-            )
-        known = {field.name for field in fields(Manifest)}
-        try:
-            return Manifest(**{key: value for key, value in values.items() if key in known})
-        except TypeError:
-            raise InputError(f"{self.url}/manifest.json lacks entries of a store's manifest") from None
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def as_float32(embeddings: np.ndarray) -> np.ndarray:
@@ -338,3 +199,26 @@ def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
 def shard_number(name: str) -> int | None:
     digits = name.removeprefix("part-").removesuffix(".parquet")
     return int(digits) if digits.isdigit() else None
+
+
+def row_digests(table: pa.Table) -> list[str]:
+    """Of every row of `data`, a digest of its content: times, embeddings and pooled features, not its id and source."""
+    batches = table.combine_chunks().to_batches()
+    return [digest for batch in batches for digest in _batch_digests(batch)]
+
+
+def _batch_digests(batch: pa.RecordBatch) -> Iterator[str]:
+    parts = []
+    for name in ("starts", "ends", "embeddings", "cls", "mean"):
+        if name in batch.schema.names:
+            column = batch.column(name)
+            values = column.values
+            while hasattr(values, "values"):
+                values = values.values
+            flat = np.from_dlpack(values)
+            width = column.type.value_type.list_size if name == "embeddings" else 1
+            parts.append((flat, np.from_dlpack(column.offsets).astype(np.int64) * width))
+        else:
+            parts.append((np.empty(0), np.zeros(batch.num_rows + 1, np.int64)))
+    for row, duration in enumerate(batch.column("duration").to_pylist()):
+        yield row_digest(duration, *(flat[offsets[row] : offsets[row + 1]] for flat, offsets in parts))

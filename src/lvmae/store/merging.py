@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvmae.errors import InputError
-from lvmae.store.format import Manifest, StoreFolder, VideoRecord, check_alike
+from lvmae.store.folder import StoreFolder
+from lvmae.store.format import Manifest, VideoRecord, check_alike
 from lvmae.store.reader import EmbeddingStore
 from lvmae.store.writer import StoreWriter
 
@@ -89,6 +90,8 @@ def merge_stores(
             digests = {r.id: (_digest(r), os.fspath(out)) for r in EmbeddingStore(out).stream() if counts[r.id] > 1}
         for source in sources:
             for record in source.stream():
+                if record.id in writer.removed:
+                    continue
                 if record.id in writer.done:
                     digest, first = digests[record.id]
                     if digest != _digest(record):

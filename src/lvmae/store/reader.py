@@ -16,16 +16,19 @@ import pyarrow as pa
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.cache import cached
+from lvmae.store.folder import Shard, StoreFolder, metadata_of
 from lvmae.store.format import (
     IDENTITY_COLUMNS,
     REPRESENTATIONS,
     Failure,
-    StoreFolder,
     VideoRecord,
     identity_in,
     l2_normalize,
-    shard_number,
+    row_digests,
 )
+
+_MEANING = ("space_id", "dim", "kind", "segments")  # what the manifest and every shard say
+_OLD_FINGERPRINT = 16  # hex digits of a fingerprint as version 0.1 made it
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._folder = StoreFolder(path)
         self.path = self._folder.url
+        """Path or URL as it was given: `EmbeddingStore(store.path)` opens it again."""
         manifest = self._folder.manifest()
         if manifest is None:
             raise InputError(
-                f"{self.path} is not a store (it has no manifest.json); make one with `lvmae embed` or `lvmae import`"
+                f"{self._folder.said} is not a store (it has no manifest.json); make one with `lvmae embed` or `lvmae import`"
             )
         self.manifest = manifest
 
@@ -66,7 +70,8 @@ class EmbeddingStore(Sequence[VideoRecord]):
             return path
         store = cls(path)
         if len(store) == 0:
-            raise InputError(f"{store.path} holds no video yet; see `lvmae inspect {store.path}` for what failed")
+            said = store._folder.said
+            raise InputError(f"{said} holds no video yet; see `lvmae inspect {said}` for what failed")
         return store
 
     def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[str]]:
@@ -89,30 +94,40 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def _shards(self) -> list[_Shard]:
-        names = self._folder.shards("data")
-        numbers = [number for shard in names if (number := shard_number(shard["name"])) is not None]
-        missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
-        if missing:
-            raise WorkError(
-                f"{self.path} has lost data/part-{missing[0]:08d}.parquet; restore it, or embed into a new store"
-            )
-        return [self._map(shard) for shard in names]
+        return [self._map(shard) for shard in self._listed]
 
-    def _map(self, shard: dict[str, Any]) -> _Shard:
-        where = str(self._folder.local.resolve()) if self._folder.local else self._folder.url
-        key = hashlib.sha256(f"{where}\0{shard['name']}\0{shard['size']}\0{shard['changed']}".encode()).hexdigest()[:32]
-        copy = cached("stores", f"{key}.arrow", lambda path: self._write_arrow(shard["name"], path), of=where)
-        return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard["name"])
+    @cached_property
+    def _listed(self) -> list[Shard]:
+        return [shard for shard in self._folder.shards("data") if all(entry.rows for entry in shard.entries)]
 
-    def _write_arrow(self, name: str, path: Path) -> None:
-        table = self._folder.table(f"data/{name}").combine_chunks()
+    def _map(self, shard: Shard) -> _Shard:
+        local = self._folder.local
+        key = hashlib.sha256(
+            f"{self._folder.cached_as}\0{shard.name}\0{shard.size}\0{shard.changed}".encode()
+        ).hexdigest()
+        copy = cached(
+            "stores",
+            f"{key[:32]}.arrow",
+            lambda path: self._write_arrow(shard, path),
+            of=self._folder.cached_as,
+            source=local / shard.path if local else None,
+        )
+        return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard)
+
+    def _write_arrow(self, shard: Shard, path: Path) -> None:
+        table = self._folder.table(shard).combine_chunks()
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=max(1, table.num_rows))
 
-    def _viewed(self, batch: pa.RecordBatch, name: str) -> _Shard:
+    def _viewed(self, batch: pa.RecordBatch, shard: Shard) -> _Shard:
         column = batch.column("embeddings")
         if column.type.value_type.list_size != self.dim:
-            raise WorkError(f"{self.path}/data/{name} does not have the width {self.dim} of its manifest")
+            raise WorkError(f"{self._folder.said}/{shard.path} does not have the width {self.dim} of its manifest")
+        written = (metadata_of(batch.schema) or {}).get("manifest")
+        if isinstance(written, dict) and any(written.get(name) != getattr(self.manifest, name) for name in _MEANING):
+            raise WorkError(
+                f"{self._folder.said}/manifest.json says something else than {shard.path}; repair the store with `lvmae verify`"
+            )
         # DLPack gives the same views as to_numpy, which would import pandas first.
         return _Shard(
             batch=batch,
@@ -123,15 +138,14 @@ class EmbeddingStore(Sequence[VideoRecord]):
         )
 
     def stream(self) -> Iterator[VideoRecord]:
-        """Every video, in the order of the rows on disk: one row group in memory at a time, nothing in the cache."""
+        """Every video, in the order of the rows on disk: one shard in memory at a time, nothing in the cache."""
         again = Counter(self._folder.rows())  # rows of an id that are still to come: its last one counts
-        for shard in self._folder.shards("data"):
-            for table in self._folder.row_groups(f"data/{shard['name']}"):
-                views = self._viewed(table.combine_chunks().to_batches()[0], shard["name"])
-                for row, video in enumerate(views.batch.column("id").to_pylist()):
-                    again[video] -= 1
-                    if again[video] <= 0:
-                        yield self._record(views, row)
+        for shard in self._listed:
+            views = self._viewed(self._folder.table(shard).combine_chunks().to_batches()[0], shard)
+            for row, video in enumerate(views.batch.column("id").to_pylist()):
+                again[video] -= 1
+                if again[video] <= 0 and video not in self.removed:
+                    yield self._record(views, row)
 
     @cached_property
     def _firsts(self) -> np.ndarray:
@@ -144,13 +158,18 @@ class EmbeddingStore(Sequence[VideoRecord]):
     @cached_property
     def _order(self) -> np.ndarray:
         """Place in the store -> row on disk, of an id the last. Rows lie as they were finished, by workers and crashes."""
-        written = {video: row for row, video in enumerate(self._column("id"))}
+        written = {video: row for row, video in enumerate(self._column("id")) if video not in self.removed}
         return np.array([written[video] for video in sorted(written)], dtype=np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """The videos' ids, sorted: the order of everything here."""
-        return sorted(set(self._column("id")))
+        return sorted(set(self._column("id")) - self.removed)
+
+    @cached_property
+    def removed(self) -> set[str]:
+        """Ids of the videos that were removed from it, and stay out."""
+        return self._folder.removed()
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -211,6 +230,9 @@ class EmbeddingStore(Sequence[VideoRecord]):
             identity=identity_in(
                 {name: shard.batch.column(name)[row].as_py() for name in _identity_names(shard.batch.schema)}
             ),
+            made_from=(shard.batch.column("made_from")[row].as_py() or "")
+            if "made_from" in shard.batch.schema.names
+            else "",
             **pooled,
         )
 
@@ -253,14 +275,36 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return np.stack([l2_normalize(self.embeddings(i)).mean(axis=0) for i in range(len(self))])
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """Id -> a digest of the video's times, embeddings and pooled features."""
+        found: dict[str, str] = {}
+        for listed, shard in zip(self._listed, self._shards, strict=True):
+            rows = self._folder.indexed(listed)
+            known = rows.digests if rows is not None and rows.digests else row_digests(pa.table(shard.batch))
+            found |= zip(shard.batch.column("id").to_pylist(), known, strict=True)
+        return {video: digest for video, digest in found.items() if video not in self.removed}
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the space, ids, lengths and one embedding a video: changes with the content, not when it is copied."""
+        """Hash of the space and of every video's id and content: changes with any value, not when the store is copied."""
+        digest = hashlib.sha256(f"{self.space_id}\0{self.dim}\0{self.kind}".encode())
+        for video in self.ids:
+            digest.update(f"\0{video}\0{self.digests[video]}".encode())
+        return digest.hexdigest()[:32]
+
+    def has_fingerprint(self, written: str | None) -> bool:
+        """Whether this is the store whose fingerprint was written, also by an older version, which hashed less."""
+        return written in ((self.fingerprint,) if len(written or "") != _OLD_FINGERPRINT else (self.old_fingerprint,))
+
+    @cached_property
+    def old_fingerprint(self) -> str:
+        """The fingerprint as version 0.1 made it: of the space, ids, lengths and one embedding a video."""
         digest = hashlib.sha256(f"{self.space_id}\0{self.dim}\0{self.kind}".encode())
         for place, video in enumerate(self.ids):
             row = self.embeddings(place)
             digest.update(f"{video}\0{len(row)}\0".encode())
             digest.update(row[len(row) // 2].tobytes())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()[:_OLD_FINGERPRINT]
 
 
 def _identity_names(schema: pa.Schema) -> list[str]:

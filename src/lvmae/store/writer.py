@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,19 +23,21 @@ from lvmae.files.locks import Lock
 from lvmae.files.urls import without_secrets
 from lvmae.files.writing import TEMPORARY, remove_leftovers
 from lvmae.process import handling_signals
+from lvmae.store.folder import StoreFolder, indexed_rows
 from lvmae.store.format import (
     CARD,
     FAILURE_SCHEMA,
+    METADATA,
     REPRESENTATIONS,
+    TABLES,
     Failure,
     Manifest,
-    StoreFolder,
     VideoRecord,
     check_alike,
     data_schema,
     identity_columns,
-    shard_number,
 )
+from lvmae.store.index import INDEX, IndexEntry, describe
 
 
 class StoreWriter:
@@ -59,6 +61,8 @@ class StoreWriter:
         self.manifest = manifest
         self.done: set[str] = set()
         self.failed: dict[str, Failure] = {}
+        self.removed: set[str] = set()
+        """Ids of videos that were removed from the store, and stay out."""
         self._folder = StoreFolder(path)
         self._shard_bytes, self._flush_seconds = shard_bytes, flush_seconds
         self._rows: list[VideoRecord] = []
@@ -66,6 +70,7 @@ class StoreWriter:
         self._bytes = 0
         self._committed_at = time.monotonic()
         self._lock: Lock | None = None
+        self._unindexed: list[tuple[IndexEntry, bytes]] = []
         self._open()
 
     def _open(self) -> None:
@@ -77,17 +82,21 @@ class StoreWriter:
             if existing is None:
                 there = set() if folder.local is not None else set(folder.entries())
                 if there - {"README.md"}:
-                    raise InputError(f"{folder.url} is not empty and holds no store; choose another place, or empty it")
+                    raise InputError(
+                        f"{folder.said} is not empty and holds no store; choose another place, or empty it"
+                    )
                 card = CARD.format(
                     kind=self.manifest.kind.capitalize(), dim=self.manifest.dim, space_id=self.manifest.space_id
                 )
-                folder.write("manifest.json", json.dumps(asdict(self.manifest), indent=2).encode())
-                if "README.md" not in there:
+                if folder.read("README.md") is None:
                     folder.write("README.md", card.encode())
+                folder.write("manifest.json", self._manifest_text())
             else:
-                check_alike(existing, self.manifest, folder.url)
+                check_alike(existing, self.manifest, folder.said)
             # First the numbers, then what is there: a shard that another writer adds in between has our next number and stops us.
-            self._next = {table: _next_number(folder.shards(table)) for table in ("data", "failures")}
+            self._next = {table: folder.next_number(table) for table in TABLES}
+            add_missing_entries(folder)
+            self.removed = folder.removed()
             self.done = folder.ids()
             self.failed = folder.failures(done=self.done)
         except BaseException:
@@ -122,6 +131,8 @@ class StoreWriter:
         """
         if record.id in self.done and not replaces:
             raise ValueError(f"{record.id!r} is in the store already")
+        if record.id in self.removed:
+            raise ValueError(f"{record.id!r} was removed from the store, and has to be admitted again first")
         row = self._checked(record)
         partly = self.failed.get(row.id)
         self._rows.append(row)
@@ -184,13 +195,20 @@ class StoreWriter:
             if self._rows:
                 self._write("data", _rows_to_table(self._rows, self.manifest))
                 self._rows, self._bytes = [], 0
+            while self._unindexed:
+                entry, content = self._unindexed[0]
+                self._folder.write(f"{INDEX}/{entry.name}", content)
+                del self._unindexed[0]
 
     def _write(self, table: str, rows: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        # Dictionaries cannot shrink embeddings and cost time; zstd takes about a tenth off.
-        pq.write_table(rows, sink, compression="zstd", compression_level=1, use_dictionary=False)
-        self._folder.write(f"{table}/part-{self._next[table]:08d}.parquet", memoryview(sink.getvalue()))
+        number = self._next[table]
+        content = shard_bytes_of(rows, table, number, self.manifest)
+        self._folder.write(f"{table}/part-{number:08d}.parquet", content)
         self._next[table] += 1
+        self._unindexed.append(describe(table, number, content, indexed_rows(table, rows)))
+
+    def _manifest_text(self) -> bytes:
+        return json.dumps(asdict(self.manifest), indent=2).encode()
 
     def close(self) -> None:
         """Lets another writer in; does not commit."""
@@ -220,8 +238,36 @@ def _uninterrupted() -> Iterator[None]:
             handler(number, frame)
 
 
-def _next_number(shards: list[dict[str, Any]]) -> int:
-    return max((number for shard in shards if (number := shard_number(shard["name"])) is not None), default=-1) + 1
+def shard_bytes_of(rows: pa.Table, table: str, number: int, manifest: Manifest) -> memoryview:
+    """A shard's bytes. Its own metadata tells which one it is, and carries the manifest, so that a lost one can be made again."""
+    written = json.dumps({"table": table, "number": number, "manifest": asdict(manifest)}, sort_keys=True)
+    sink = pa.BufferOutputStream()
+    # Dictionaries cannot shrink embeddings and cost time; zstd takes about a tenth off.
+    pq.write_table(
+        rows.replace_schema_metadata({METADATA: written.encode()}),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    return memoryview(sink.getvalue())
+
+
+def add_missing_entries(folder: StoreFolder, *, old: bool = False) -> int:
+    """Adds what the index lacks: shards whose writer was killed before their entry, and with `old` those of older versions.
+
+    Returns their number. A damaged shard gets no entry.
+    """
+    added = 0
+    for table in TABLES:
+        for shard in folder.listing(table)[0]:
+            if shard.entries or shard.number is None or not (old or folder.names_itself(shard)):
+                continue
+            content = folder.content(shard)
+            folder.add_to_index(shard, content, indexed_rows(table, folder.parsed(shard, content)))
+            added += 1
+    return added
 
 
 def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
@@ -244,5 +290,6 @@ def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
             columns[name] = pa.array(
                 [np.asarray(getattr(row, name), np.float32) for row in rows], pa.list_(pa.float32())
             )
+        columns["made_from"] = pa.array([row.made_from or None for row in rows], pa.string())
     schema = data_schema(manifest)
     return pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
