@@ -33,12 +33,11 @@ SEGMENTS = 5  # a film, of a second each
 BATCH, WORKERS = 4, 2
 SCRIPT = f"""
 import sys
-from lvmae.embedding import embed_videos, engine
-engine._COMMIT_SECONDS = 0.3  # instead of 30, because all of this takes seconds
+from lvmae.embedding import embed_videos
 folder, out, log = sys.argv[1:]
 embed_videos(
     folder, out, encoder="crashes:Logging", encoder_options={{"log": log}},
-    segment_seconds=1.0, workers={WORKERS}, batch_size={BATCH},
+    segment_seconds=1.0, workers={WORKERS}, batch_size={BATCH}, commit_seconds=0.3,
 )
 """
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from lvmae.devices import pick_device
 from lvmae.errors import InputError, WorkError
 from lvmae.model import LVMAEModel
 from lvmae.process import own_state
@@ -70,7 +71,7 @@ def represent(
         kind=REPRESENTATIONS,
         run=made_from,
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
     with StoreWriter(out, manifest) as writer:
         todo = [index for index, id_ in enumerate(store.ids) if id_ not in writer.done]
         if todo:

@@ -228,14 +228,13 @@ def stalling() -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_file_that_hangs_is_given_up_after_the_timeout(folder: Path, stalling: str, tmp_path: Path) -> None:
+def test_a_server_that_stalls_is_no_file_s_fault(folder: Path, stalling: str, tmp_path: Path) -> None:
     began = time.monotonic()
     summary = embed([stalling, folder / "good.mp4"], tmp_path / "store", timeout=2.5)
     assert time.monotonic() - began < 30
-    assert summary.embedded == 1
-    assert [(f.id, f.reason) for f in summary.failures] == [
-        ("slow", "decoding made no progress for 2.5 s and was ended")
-    ]
+    assert (summary.embedded, summary.failures) == (1, ())
+    assert [file.id for file in summary.postponed] == ["slow"]
+    assert re.search("the server did not answer|made no progress", summary.postponed[0].reason)
 
 
 def test_mutated_files_end_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

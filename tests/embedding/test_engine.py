@@ -175,12 +175,11 @@ def test_an_encoder_that_fails_ends_the_job(folder: Path, tmp_path: Path) -> Non
 
 SCRIPT = """
 import sys
-from lvmae.embedding import embed_videos, engine
-engine._COMMIT_SECONDS = 0.2
+from lvmae.embedding import embed_videos
 folder, out, trouble = sys.argv[1:]
 try:
     embed_videos(folder, out, encoder="jobs:Mean", encoder_options={"trouble": trouble}, segment_seconds=1.0, workers=2,
-                 batch_size=1)
+                 batch_size=1, commit_seconds=0.2)
 except KeyboardInterrupt as stop:
     print(stop)
     sys.exit(130)

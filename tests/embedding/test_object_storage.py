@@ -161,11 +161,10 @@ def test_from_bucket_to_bucket_it_is_the_store_that_the_disk_has_and_it_can_be_l
 
 SCRIPT = """
 import sys
-from lvmae.embedding import embed_videos, engine
-engine._COMMIT_SECONDS = 0.2
+from lvmae.embedding import embed_videos
 videos, out, log = sys.argv[1:]
 embed_videos(videos, out, encoder="test_object_storage:Mean", encoder_options={"log": log}, segment_seconds=1.0, workers=1,
-             batch_size=4)
+             batch_size=4, commit_seconds=0.2)
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jobs import MEAN, Mean, contents, embed
 
 from films import write_film
 from lvmae.embedding import local_engine, pipeline
-from lvmae.embedding.pipeline import Advanced, Event, Job, embed_files, joined, shared_out
+from lvmae.embedding.pipeline import Advanced, Job, embed_files, joined, shared_out
 from lvmae.embedding.sources import VideoFile
 from lvmae.store import EmbeddingStore, Failure, VideoRecord
 from lvmae.video.segmentation import SegmentRule
@@ -62,45 +61,6 @@ def only_failure(file: VideoFile) -> str:
     assert len(events) == 1
     assert isinstance(events[0], Failure)
     return events[0].reason
-
-
-# --- an accelerator -------------------------------------------------------------------------------------------------------
-
-
-class Accelerated(Mean):
-    """An encoder that does not end its first batch before the second film is asked for."""
-
-    on_accelerator = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked_meanwhile: bool | None = None
-        self.asked = threading.Event()
-
-    def encode_video(self, frames: np.ndarray) -> np.ndarray:
-        if self.asked_meanwhile is None:
-            self.asked_meanwhile = self.asked.wait(20)
-        return super().encode_video(frames)
-
-
-def test_an_accelerator_encodes_while_the_next_film_is_decoded(tmp_path: Path) -> None:
-    films = [write_long(tmp_path / f"{seconds}.mp4", seconds) for seconds in (8, 5, 6)]
-    (tmp_path / "bad.mp4").write_bytes(films[0].read_bytes()[:40_000])
-    videos = [VideoFile(path.stem, str(path)) for path in [*films[:2], tmp_path / "bad.mp4", films[2]]]
-    job, encoder = replace(JOB, batch_size=8), Accelerated()
-
-    def handed_out() -> Iterator[VideoFile]:
-        for number, video in enumerate(videos):
-            if number == 1:
-                encoder.asked.set()
-            yield video
-
-    def told(events: Iterator[tuple[VideoFile, Event]]) -> dict[str, object]:
-        ends = {file.id: event for file, event in events if not isinstance(event, Advanced)}
-        return {key: e.reason if isinstance(e, Failure) else e.embeddings.tolist() for key, e in ends.items()}
-
-    assert told(embed_files(handed_out(), encoder, job)) == told(embed_files(videos, Mean(), job))
-    assert encoder.asked_meanwhile
 
 
 # --- clips ----------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes and reads the films")
 
-from lvmae.video.container import VideoError
 from lvmae.video.decoding import decode_segments, probe
+from lvmae.video.errors import VideoError
 from played import MPEG2, X264, assert_as_played, ffmpeg, film_of, joined
 
 THEORA = ["-c:v", "libtheora", "-q:v", "8"]

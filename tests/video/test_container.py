@@ -52,15 +52,15 @@ def test_far_parts_of_a_url_are_not_fetched(
     path = film("a.mp4", MILLISECONDS, options=OPTIONS, pictures=noise, container_options={"movflags": "faststart"})
     memory.pipe_file("/a.mp4", path.read_bytes())
     read = 0
-    reading = containers._Remote.read
+    reading = containers.RemoteFile.read
 
-    def counted(file: containers._Remote, size: int) -> bytes:
+    def counted(file: containers.RemoteFile, size: int) -> bytes:
         nonlocal read
         data = reading(file, size)
         read += len(data)
         return data
 
-    monkeypatch.setattr(containers._Remote, "read", counted)
+    monkeypatch.setattr(containers.RemoteFile, "read", counted)
     monkeypatch.setattr(containers, "_BUFFER_BYTES", 4096)
     frames = [next(decode_segments(p, [36.0], [37.0], num_frames=1, image_size=32)) for p in ("memory://a.mp4", path)]
     np.testing.assert_array_equal(*frames)

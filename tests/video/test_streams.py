@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes and reads the films")
 
-from lvmae.video.container import VideoError
 from lvmae.video.decoding import probe
+from lvmae.video.errors import VideoError
 from played import assert_as_played, ffmpeg, film_of
 
 DEFAULTS = {"film": ["0", "default"], "preview": ["default", "0"], "both": ["default", "default"], "none": ["0", "0"]}

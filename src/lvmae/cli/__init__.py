@@ -1,7 +1,8 @@
 """The `lvmae` command: each subcommand parses its options and calls one public function.
 
 Nothing heavy is imported until a command runs, so that `--help` answers at once. A user's error is one sentence on standard
-error; exit code 2 for a request that cannot be carried out, 1 for work that failed, 130 for Ctrl-C.
+error; exit code 2 for a request that cannot be carried out, 1 for work that failed, 75 for an outage, 130 for Ctrl-C, 143 for
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import lvmae
 from lvmae.cli import ablation, evaluation, library, model, store
 from lvmae.cli.command import command_of
 from lvmae.cli.console import console
-from lvmae.errors import LVMAEError
+from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
 from lvmae.process import say
 
@@ -47,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; run the same command again to go on"
         say(f"\nlvmae {arguments.command}: {said}")
-        return 130
+        return stop.exit_code if isinstance(stop, Terminated) else 130
     return code
 
 

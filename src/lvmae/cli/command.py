@@ -31,6 +31,11 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
     return settings
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what would move the cursor: a name may hold line breaks."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def tell_failures(store: str, most: int = 20) -> int:
     """Prints a store's failures, and returns the exit code that says so."""
     from lvmae.store import EmbeddingStore
@@ -38,8 +43,7 @@ def tell_failures(store: str, most: int = 20) -> int:
     failures = EmbeddingStore(store).failures
     for failure in failures[:most]:
         what = f"kept {failure.kept:.1f} s of" if failure.kept else "failed:"
-        path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in failure.path)  # a name may hold line breaks
-        print(f"  {what} {path}: {failure.reason}")
+        print(f"  {what} {printable(failure.path)}: {failure.reason}")
     if len(failures) > most:
         print(f"  and {len(failures) - most} more; `lvmae inspect {store} --json` lists all")
     return 1

@@ -6,9 +6,10 @@ import argparse
 import os
 from typing import Any
 
-from lvmae.cli.command import command_of, key_values, tell_failures
+from lvmae.cli.command import command_of, key_values, printable, tell_failures
 from lvmae.cli.console import print_json
-from lvmae.errors import InputError
+from lvmae.errors import InputError, OutageError
+from lvmae.files.urls import without_secrets
 
 
 def add_embed(commands: Any) -> None:
@@ -57,6 +58,22 @@ def add_embed(commands: Any) -> None:
         metavar="S",
         help="give a file up after S seconds without progress (300)",
     )
+    bad.add_argument(
+        "--outage-after",
+        type=int,
+        default=5,
+        metavar="N",
+        help="stop, with exit code 75, after N files in a row that cannot be reached (5)",
+    )
+    command.add_argument(
+        "--devices",
+        metavar="LIST",
+        help="where encoders run, a process each, fed by the workers: cuda:0,cuda:1 (default: every GPU; without one, the workers)",
+    )
+    command.add_argument(
+        "--commit-seconds", type=float, default=10.0, metavar="S", help="the most work that a kill can lose (10)"
+    )
+    command.add_argument("--wait", action="store_true", help="wait for a store that another process writes to")
     many = command.add_argument_group("many machines")
     many.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
     many.add_argument("--world-size", type=int, metavar="N", help="of N processes with the same videos")
@@ -92,6 +109,10 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         worker_cpus=arguments.worker_cpus,
         worker_gpus=arguments.worker_gpus,
+        devices=arguments.devices,
+        outage_after=arguments.outage_after,
+        commit_seconds=arguments.commit_seconds,
+        wait=arguments.wait,
     )
     speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
     print(
@@ -99,7 +120,12 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} there before, "
         f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
-    return tell_failures(summary.store) if summary.failures else 0
+    code = tell_failures(summary.store) if summary.failures else 0
+    for file in summary.postponed:
+        print(f"  postponed: {printable(without_secrets(file.path))}: {file.reason}")
+    if summary.postponed:
+        print("  files that are postponed do not count as bad: rerun the same command later")
+    return OutageError.exit_code if summary.postponed else code
 
 
 def _estimate_embed(arguments: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 Enters: videos, and where the store goes. Leaves: the store, and a summary. What is done to a video is
 `lvmae.embedding.pipeline`; who does it is an engine: a callable from files to events, on this machine
 (`lvmae.embedding.local_engine`) or on a Ray cluster (`lvmae.embedding.ray_engine`). Here is what is the same for all:
-which videos are still to be done, the writer, the progress line, Ctrl-C. A bad file is a row of the failures table;
-Ctrl-C and kill -9 lose what was in flight, and the same command goes on.
+which videos are still to be done, the writer, the progress line, Ctrl-C. A bad file is a row of the failures table; one that
+cannot be reached, or is still being written, is neither done nor bad, and the same command takes it up again. Ctrl-C and kill -9
+lose what was in flight.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from lvmae.embedding.pipeline import Advanced, Event, Job
+from lvmae.devices import release_memory
+from lvmae.embedding.pipeline import Advanced, Event, FrameFormat, Job, Postponed
 from lvmae.embedding.sources import VideoFile, find_videos, share_of
-from lvmae.encoders import load_encoder
-from lvmae.errors import InputError
+from lvmae.encoders import load_placed
+from lvmae.errors import InputError, InUse, OutageError, Terminated
 from lvmae.process import handling_signals, own_state, say
 from lvmae.progress import progress
 from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord, ids_of_other_ranks, rank_store
 from lvmae.video.segmentation import segment_rule
 
-_COMMIT_SECONDS = 30.0
+_SETTLE_SECONDS = 1.0  # before what was still being written is tried once more
+_WAIT_SECONDS = 1.0  # between two looks at a store that another process writes to
 ENGINES = ("local", "ray")
 
 
@@ -46,10 +50,13 @@ class EmbedSummary:
     seconds_of_video: float
     wall_seconds: float
     failures: tuple[Failure, ...] = ()
+    postponed: tuple[Postponed, ...] = ()  # neither done nor failed: out of reach, or still being written
 
 
 class Engine(Protocol):
-    """Who does the work: yields each file's events; unless stopped, every file ends in exactly one VideoRecord or Failure.
+    """Who does the work: yields each file's events, and None at times so that its caller can do other things.
+
+    Unless stopped, every file ends in exactly one VideoRecord, Failure or Postponed.
 
     `workers` is a number of processes or actors (None: what the machines have); a file that makes no progress for `timeout` seconds
     is given up. Once `stop` is set no new file is taken up. Closing the generator ends all that it started. Raises WorkError where
@@ -58,7 +65,7 @@ class Engine(Protocol):
 
     def __call__(
         self, files: list[VideoFile], job: Job, *, workers: int | None, timeout: float, stop: threading.Event
-    ) -> Iterator[tuple[VideoFile, Event]]: ...
+    ) -> Iterator[tuple[VideoFile, Event] | None]: ...
 
 
 def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gpus: float | None) -> Engine:
@@ -103,6 +110,10 @@ def embed_videos(
     address: str | None = None,
     worker_cpus: float | None = None,
     worker_gpus: float | None = None,
+    devices: str | Iterable[str] | None = None,
+    outage_after: int = 5,
+    commit_seconds: float = 10.0,
+    wait: bool = False,
 ) -> EmbedSummary:
     """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
 
@@ -114,15 +125,24 @@ def embed_videos(
     with the `address` of a cluster (None: the one this machine belongs to, or one started here), where a worker is an actor that
     Ray gives `worker_cpus` (1) and `worker_gpus` (none).
 
+    An encoder on GPUs runs in a process for each of `devices` ("cuda:0,cuda:1"; None: all that are there) and the workers only
+    decode for them. On the CPU each worker does both, unless devices are named ("cpu,cpu").
+
+    A URL that cannot be reached is tried several times and then left for the next run; after `outage_after` of these in a row the
+    job stops with OutageError. A file that changes while it is read is left for the next run too; the summary tells both as
+    `postponed`. What is finished is committed at the latest after `commit_seconds`, sooner in a young job. With `wait`, a store
+    that another process writes to is waited for.
+
     With `rank` and `world_size` this is one of several processes that were given the same videos, anywhere: it takes its share, by
     a hash of the ids, leaves out what any rank did before, and writes a store of its own below `out`. `lvmae.store.merge_stores`
     makes one of them all; the number of ranks may change in between.
 
-    Raises InputError for a request that cannot be carried out, WorkError if the encoder fails, and KeyboardInterrupt, with how to
-    go on as its message, after committing what was finished.
+    Raises InputError for a request that cannot be carried out, WorkError if the encoder fails, OutageError, and KeyboardInterrupt
+    (Terminated where the process was told to end), with how to continue as its message, after committing what was finished.
     """
     began = time.monotonic()
-    for name, number in (("batch_size", batch_size), ("workers", workers), ("timeout", timeout)):
+    positive = {"batch_size": batch_size, "workers": workers, "timeout": timeout, "outage_after": outage_after}
+    for name, number in (positive | {"commit_seconds": commit_seconds}).items():
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{name} must be positive, not {number}.")
     run = _engine(engine, address, worker_cpus, worker_gpus)
@@ -134,7 +154,7 @@ def embed_videos(
     elif rank is not None or world_size is not None:
         raise InputError("A rank and a world size go together.")
     rule = segment_rule(segment_kind, segment_seconds, stride)
-    model = load_encoder(encoder, **(encoder_options or {}))
+    model, places = load_placed(encoder, encoder_options or {}, devices)
     manifest = Manifest(
         space_id=model.space_id,
         dim=model.dim,
@@ -143,28 +163,60 @@ def embed_videos(
     )
     if out != whole:
         elsewhere = ids_of_other_ranks(whole, os.fspath(out), manifest)
-    # What the encoder settled wins; what is no part of its space, such as the device, reaches the workers all the same.
-    job = Job(encoder, {**(encoder_options or {}), **model.options}, rule, batch_size, keep_partial)
+    job = Job(
+        encoder,
+        # What the encoder settled wins; what is no part of its space, such as the device, reaches the workers all the same.
+        {**(encoder_options or {}), **model.options},
+        rule,
+        batch_size,
+        keep_partial,
+        patience=min(120.0, timeout / 2),
+        devices=places,
+        frames=FrameFormat.of(model),
+    )
     embedded = segments = 0
     seconds = 0.0
-    with _interruptible() as stop, StoreWriter(out, manifest, flush_seconds=_COMMIT_SECONDS) as writer:
+    postponed: dict[str, Postponed] = {}
+    with (
+        _interruptible() as stop,
+        _writer(out, manifest, commit_seconds, stop if wait else None) as writer,
+    ):
         there = writer.done | elsewhere
         skipped = sum(file.id in there for file in files)
         todo = [f for f in files if f.id not in there and (retry_failures or f.id not in writer.failed)]
         if todo:
             model.self_test()
         del model  # the workers have their own; this process only minds them
+        release_memory()
         meter = _Meter(todo)
+        commits = _Commits(writer, commit_seconds)
+        out_of_reach = 0  # in a row
         with contextlib.closing(meter):
-            for file, event in run(todo, job, workers=workers, timeout=timeout, stop=stop):
-                meter.saw(file, event, seconds_of_video=seconds)
-                if isinstance(event, VideoRecord):
-                    writer.add(event)
-                    embedded, segments, seconds = embedded + 1, segments + len(event.starts), seconds + event.duration
-                elif isinstance(event, Failure):
-                    writer.fail(event.id, event.path, event.reason, event.identity)
-                elif meter.commit_due():
-                    writer.commit()
+            for some in _passes(todo, postponed, stop):
+                for happened in run(some, job, workers=workers, timeout=timeout, stop=stop):
+                    commits.if_due()
+                    if happened is None:
+                        continue
+                    file, event = happened
+                    meter.saw(file, event, seconds_of_video=seconds)
+                    if isinstance(event, Advanced):
+                        continue
+                    postponed.pop(file.id, None)
+                    out_of_reach = out_of_reach + 1 if isinstance(event, Postponed) and event.outage else 0
+                    if isinstance(event, VideoRecord):
+                        writer.add(event)
+                        embedded, segments = embedded + 1, segments + len(event.starts)
+                        seconds += event.duration
+                    elif isinstance(event, Failure):
+                        writer.fail(event.id, event.path, event.reason, event.identity)
+                    else:
+                        postponed[file.id] = event
+                    if out_of_reach == outage_after:
+                        raise OutageError(
+                            f"{outage_after} files in a row cannot be reached, the last one because {postponed[file.id].reason}; "
+                            f"{skipped + embedded} of {len(files)} videos are in {os.fspath(out)}, and none of these files "
+                            "counts as bad: rerun the same command when they can be reached."
+                        )
         failures = tuple(writer.failed[file.id] for file in files if file.id in writer.failed)
     if meter.ended < len(todo):
         raise KeyboardInterrupt(
@@ -181,12 +233,42 @@ def embed_videos(
         seconds_of_video=seconds,
         wall_seconds=time.monotonic() - began,
         failures=failures,
+        postponed=tuple(postponed.values()),
     )
+
+
+def _passes(todo: list[VideoFile], postponed: dict[str, Postponed], stop: threading.Event) -> Iterator[list[VideoFile]]:
+    """All that is to be done, and once more what was postponed."""
+    yield todo
+    if postponed and not stop.wait(_SETTLE_SECONDS):
+        yield [file for file in todo if file.id in postponed]
+
+
+@contextlib.contextmanager
+def _writer(
+    out: str | os.PathLike[str], manifest: Manifest, commit_seconds: float, stop: threading.Event | None
+) -> Iterator[StoreWriter]:
+    """The store's writer; with `stop`, one that another process holds is waited for until that is set."""
+    told = False
+    while True:
+        try:
+            opened = StoreWriter(out, manifest, flush_seconds=commit_seconds)
+            break
+        except InUse as error:
+            if stop is None:
+                raise
+            if stop.wait(_WAIT_SECONDS if told else 0.0):
+                raise KeyboardInterrupt(f"Stopped before it began: {error}.") from None
+            if not told:
+                say(f"Waiting: {error}.")
+            told = True
+    with opened as writer:
+        yield writer
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Sets the event at the first Ctrl-C; the second one interrupts as usual, and so does a request to end (SIGTERM)."""
+    """Sets the event at the first Ctrl-C; the second one interrupts as usual. A request to end (SIGTERM) raises Terminated."""
     stop = threading.Event()
 
     def ask(number: int, _frame: object) -> None:
@@ -195,10 +277,24 @@ def _interruptible() -> Iterator[threading.Event]:
         say("\nFinishing what is in hand; Ctrl-C once more stops at once.")
 
     def end(*_: object) -> None:
-        raise KeyboardInterrupt("Told to end. What was finished is in the store; the same command goes on.")
+        raise Terminated("Told to end. What was finished is in the store; the same command goes on.")
 
     with handling_signals({signal.SIGINT: ask, signal.SIGTERM: end}) as give_back:
         yield stop
+
+
+class _Commits:
+    """When to commit: what is finished waits at most `seconds`, in a young job at most a quarter of its age."""
+
+    def __init__(self, writer: StoreWriter, seconds: float) -> None:
+        self._writer, self._seconds = writer, seconds
+        self._began = self._committed = time.monotonic()
+
+    def if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._committed >= min(self._seconds, max(1.0, (now - self._began) / 4)):
+            self._committed = now
+            self._writer.commit()
 
 
 @dataclass
@@ -211,8 +307,9 @@ class _Meter:
     def __post_init__(self) -> None:
         self.sizes = {file.id: max(file.size(), 1) for file in self.files}
         self.shares: dict[str, float] = {}
-        self.ended = self.failed = self.segments = 0
-        self.began = self.committed = time.monotonic()
+        self.ends: dict[str, Event] = {}
+        self.segments, self.note = 0, ""
+        self.began = time.monotonic()
         self.bar = progress(desc="embed", unit="segments", total=None)
 
     def saw(self, file: VideoFile, event: Event, *, seconds_of_video: float) -> None:
@@ -220,27 +317,26 @@ class _Meter:
             self.segments += event.segments
             self.shares[file.id] = max(self.shares.get(file.id, 0.0), event.fraction)
             done = sum(self.sizes[key] * share for key, share in self.shares.items())
-            self.bar.total = round(self.segments * sum(self.sizes.values()) / done)
+            self.bar.total = round(self.segments * sum(self.sizes.values()) / max(done, 1e-9))
+            self.note = event.note or self.note
             self.bar.update(event.segments)
             return
         self.shares[file.id] = 1.0
-        self.ended += 1
-        if isinstance(event, Failure):
-            self.failed += 1
-        else:
-            seconds_of_video += event.duration
-        speed = seconds_of_video / max(time.monotonic() - self.began, 1e-9)
+        self.ends[file.id] = event
+        speed = (seconds_of_video + getattr(event, "duration", 0.0)) / max(time.monotonic() - self.began, 1e-9)
+        kinds = Counter(type(end) for end in self.ends.values())
         self.bar.set_postfix_str(
             f"{self.ended}/{len(self.files)} videos, {speed:.0f}x real time"
-            + (f", {self.failed} failed" if self.failed else ""),
+            + (f", {kinds[Failure]} failed" if kinds[Failure] else "")
+            + (f", {kinds[Postponed]} postponed" if kinds[Postponed] else "")
+            + (f", {self.note}" if self.note else ""),
             refresh=False,
         )
 
-    def commit_due(self) -> bool:
-        due = time.monotonic() - self.committed > _COMMIT_SECONDS
-        if due:
-            self.committed = time.monotonic()
-        return due
+    @property
+    def ended(self) -> int:
+        """How many files have ended, whichever way."""
+        return len(self.ends)
 
     def close(self) -> None:
         if self.ended == len(self.files):

@@ -35,7 +35,7 @@ import ray.data
 from ray.exceptions import RayError
 
 from lvmae.embedding.local_engine import Crew
-from lvmae.embedding.pipeline import Advanced, Event, Job
+from lvmae.embedding.pipeline import Advanced, Event, Job, Postponed
 from lvmae.embedding.sources import VideoFile
 from lvmae.errors import InputError, WorkError
 from lvmae.files.urls import is_url
@@ -222,7 +222,7 @@ def _for_any_process(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as they are
 
 
-def _as_asked(event: VideoRecord | Failure, file: VideoFile) -> VideoRecord | Failure:
+def _as_asked(event: VideoRecord | Failure | Postponed, file: VideoFile) -> VideoRecord | Failure | Postponed:
     """The event with the path as it was given, as the local engine has it."""
     if isinstance(event, VideoRecord):
         return replace(event, source=file.source)

@@ -8,7 +8,7 @@ Importing this module imports no deep-learning library; an encoder's own module 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lvmae.devices import all_of_its_kind, pick_device
 from lvmae.errors import InputError
 from lvmae.process import own_state
 
@@ -58,7 +59,9 @@ _BUILT_IN = {
 class SegmentEncoder(Protocol):
     """What the engine asks of an encoder. Implementations may batch as they like; one result must not depend on its neighbours.
 
-    One that also has `on_accelerator` set to True is called in a thread of its own, while the next batch is decoded.
+    One that also has `on_accelerator` set to True gets processes of its own, apart from those that decode. There it may have
+    `stage(list of (T, H, W, 3)) -> Any` and `encode_staged(Any) -> float32 (B, dim)`: the first is called for the next batch while
+    the second is at work on the one before; and `warm_up(batch_size)`, called before the first batch.
     """
 
     name: str
@@ -103,6 +106,32 @@ def load_encoder(name: str, **options: Any) -> SegmentEncoder:
         lacks = sorted(n for n in wanted if not hasattr(encoder, n))
         raise InputError(f"{name!r} is not a segment encoder: it lacks {', '.join(lacks)}.")
     return encoder
+
+
+def load_placed(
+    name: str, options: Mapping[str, Any], devices: str | Iterable[str] | None
+) -> tuple[SegmentEncoder, tuple[str, ...]]:
+    """An encoder, and the devices for copies of it, a process each; "" where it has no option `device`.
+
+    `devices` are names of torch's, in one text with commas or in several. None: every accelerator of the kind that the encoder
+    chose; no device at all for an encoder on the CPU. Raises InputError for a device that is not here or not for this encoder.
+    """
+    given = [d.strip() for d in (devices.split(",") if isinstance(devices, str) else devices or ())]
+    choosable = "device" in inspect.signature(_factory(name)[0]).parameters
+    if given:
+        kinds = {pick_device(device).type for device in given}
+        if choosable:
+            return load_encoder(name, **{**options, "device": given[0]}), tuple(given)
+        if kinds != {"cpu"}:
+            raise InputError(f"The encoder {name!r} has no option `device`: it runs on the CPU or chooses by itself.")
+        return load_encoder(name, **options), ("",) * len(given)
+    encoder = load_encoder(name, **options)
+    if not getattr(encoder, "on_accelerator", False):
+        return encoder, ()
+    if not choosable:
+        return encoder, ("",)
+    stated = options.get("device", "auto")
+    return encoder, all_of_its_kind(pick_device(stated)) if stated == "auto" else (str(stated),)
 
 
 def encoder_of(manifest: Manifest) -> SegmentEncoder:

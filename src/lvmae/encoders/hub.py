@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lvmae.devices import pick_device
 from lvmae.encoders.photographs import photograph
 from lvmae.errors import InputError, WorkError
 
@@ -392,18 +393,6 @@ def yes_or_no(name: str, value: Any) -> bool:
     if said in ("false", "no", "0"):
         return False
     raise InputError(f"The encoder's option {name} must be true or false, not {value!r}.")
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`: the first CUDA device, else Apple's, else the CPU; otherwise a torch device by name. InputError if it is not here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"The device {name!r} is not available here; use auto, cpu, or another of torch's.") from None
-    return device
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lvmae.devices import pick_device
 from lvmae.evaluation.features import Features
 from lvmae.evaluation.labels import Task
 from lvmae.evaluation.metrics import is_better, score
@@ -96,7 +97,7 @@ def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSe
 
 def probe_device(settings: ProbeSettings) -> torch.device:
     """Where probes are trained."""
-    return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pick_device(settings.device)
 
 
 def _model(

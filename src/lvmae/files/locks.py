@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lvmae.errors import InputError
+from lvmae.errors import InputError, InUse
 from lvmae.files.writing import reason
 
 
@@ -26,14 +26,15 @@ class Lock:
         """Takes the lock, making its folder where there is none; waits for it `wait` seconds at most, for ever below 0.
 
         Raises:
-            InputError: another process holds it, or the folder cannot be written to.
+            InUse: another process holds it.
+            InputError: the folder cannot be written to.
         """
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=wait)
         except Timeout:
-            raise InputError(self._busy) from None
+            raise InUse(self._busy) from None
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{folder} is a file where a folder is needed; choose another place") from None
         except (OSError, NotImplementedError) as error:

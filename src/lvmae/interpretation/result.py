@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lvmae.devices import pick_device
 from lvmae.errors import InputError, WorkError
 from lvmae.interpretation.retrieval import INTERPOLATION, KINDS, MEAN, RECONSTRUCTION, Reader, masked_windows
 from lvmae.interpretation.texts import Texts
@@ -144,7 +145,7 @@ def interpret(
         WorkError: the reconstructions are not finite.
     """
     store = EmbeddingStore.open(store)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
     model = _load_model(run, store)
     module: torch.nn.Module = model
     module.to(place).eval()

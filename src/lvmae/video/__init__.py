@@ -7,7 +7,7 @@
 `segmentation` and `shots` say where the segments of a timeline lie.
 """
 
-from lvmae.video.container import VideoError
 from lvmae.video.decoding import decode_segments
+from lvmae.video.errors import VideoError
 
 __all__ = ["VideoError", "decode_segments"]

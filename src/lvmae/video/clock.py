@@ -25,7 +25,8 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lvmae.video.container import VideoError, opened
+from lvmae.video.container import opened
+from lvmae.video.errors import VideoError
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 

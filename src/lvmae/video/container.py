@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,29 +20,18 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from lvmae.errors import WorkError
 from lvmae.files.urls import is_remote
+from lvmae.video.errors import VideoError
+from lvmae.video.remote import RemoteFile
 
 # Demuxers that make pictures of text, and those that follow what a file says to other files.
 _NO_VIDEO_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf", "image2", "hls", "concat", "dash", "sdp"})
 _MOST_PIXELS = 1 << 26  # of a picture: 8K has half of that; a header that claims more would take gigabytes
-_BLOCK_BYTES = 4 << 20
-_BLOCKS = 8
 _BUFFER_BYTES = 256 << 10  # what FFmpeg asks of a URL's file at once
-_READ_ATTEMPTS = 3
 _PROBED_BYTES = 5_000_000  # FFmpeg's own probesize
 _MOST_BOXES = 10_000
 
 av.logging.set_level(av.logging.PANIC)  # FFmpeg's remarks go to no one; what matters is raised
-
-
-class VideoError(WorkError):
-    """One file cannot be used, or not to its end; the message says why, for the table of failures.
-
-    `decoded_until`: the end, in seconds, of the last segment that was yielded before; 0 where there is none.
-    """
-
-    decoded_until: float = 0.0
 
 
 class opened:
@@ -52,7 +40,7 @@ class opened:
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = path
         self.threads = threads
-        self.remote: _Remote | None = None
+        self.remote: RemoteFile | None = None
 
     def __enter__(self) -> tuple[InputContainer, VideoStream]:
         self.container = self._open()
@@ -141,7 +129,7 @@ class opened:
         )
 
     def _open_url(self, url: str) -> InputContainer:
-        self.remote = _Remote(url)
+        self.remote = RemoteFile(url)
         return av.open(
             self.remote,
             "r",
@@ -175,63 +163,6 @@ def _local(path: str | os.PathLike[str]) -> Path:
 
 def _refuse(url: str, *_: Any) -> Any:
     raise VideoError(f"not a video by itself: it refers to {url}")
-
-
-class _Remote:
-    """A URL as a seekable file that PyAV can read; a failing read is tried again, and then a VideoError that is kept."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self.name = url
-        self.failure: VideoError | None = None
-        scheme = url.split("://", 1)[0]
-        try:
-            system, place = fsspec.core.url_to_fs(url)
-            self.file = system.open(
-                place,
-                "rb",
-                block_size=_BLOCK_BYTES,
-                cache_type="background",
-                cache_options={"maxblocks": _BLOCKS},
-            )
-            size = self.file.seek(0, os.SEEK_END)
-            self.file.seek(0)
-        except FileNotFoundError:
-            raise VideoError("there is no such file") from None
-        except PermissionError:
-            raise VideoError("no permission to read it") from None
-        except ImportError as error:
-            raise VideoError(f"reading {scheme}:// needs another package: {error}") from None
-        except Exception as error:
-            raise VideoError(f"it cannot be opened: {type(error).__name__}: {error}") from None
-        if size == 0:
-            raise VideoError("the file is empty")
-
-    def read(self, size: int) -> bytes:
-        for attempt in range(_READ_ATTEMPTS):
-            try:
-                data: bytes = self.file.read(size)
-            except Exception as error:
-                self.failure = VideoError(f"reading failed: {type(error).__name__}: {error}")
-                time.sleep(0.5 * attempt)
-            else:
-                self.failure = None
-                return data
-        assert self.failure is not None
-        raise self.failure
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        place: int = self.file.seek(offset, whence)
-        return place
-
-    def tell(self) -> int:
-        place: int = self.file.tell()
-        return place
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.file.close()
 
 
 def _video_stream(container: InputContainer, path: str | os.PathLike[str], threads: int) -> VideoStream:

@@ -28,7 +28,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from lvmae.errors import InputError
 from lvmae.video.clock import duration_of, every_frame
-from lvmae.video.container import VideoError, opened
+from lvmae.video.container import opened
+from lvmae.video.errors import VideoError
 from lvmae.video.frame_selection import frames_between, pick
 
 __all__ = [

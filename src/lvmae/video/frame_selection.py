@@ -38,7 +38,8 @@ from lvmae.video.clock import (
     seconds_at,
     ticks_at,
 )
-from lvmae.video.container import VideoError, opened
+from lvmae.video.container import opened
+from lvmae.video.errors import VideoError
 
 SEEK_SECONDS = 15.0
 """A gap between two times that is sought over instead of read through."""

@@ -1,0 +1,51 @@
+"""Where arithmetic is done: the one place that chooses a device, so that nothing assumes a kind of machine."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+from lvmae.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """A torch device by name; "auto" or None is the first accelerator (CUDA, MPS, ...), else the CPU. InputError without it."""
+    import torch
+
+    if name is None or name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if accelerator is None else accelerator.type
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"The device {str(name)!r} is not available here; use auto, cpu, or another of torch's."
+        ) from None
+    return device
+
+
+def all_of_its_kind(device: torch.device) -> tuple[str, ...]:
+    """The names of every device of the same kind as this one; this one alone where it has a number."""
+    import torch
+
+    if ":" in str(device) or device.type == "cpu":
+        return (str(device),)
+    accelerator = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count() if accelerator and accelerator.type == device.type else 1
+    return (str(device),) if count < 2 else tuple(f"{device.type}:{index}" for index in range(count))
+
+
+def release_memory() -> None:
+    """Gives memory of models that are no longer used back to their device; without torch loaded there is none."""
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

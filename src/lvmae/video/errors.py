@@ -1,0 +1,18 @@
+"""Why a file gives no frames: it is bad, or it cannot be reached now."""
+
+from __future__ import annotations
+
+from lvmae.errors import WorkError
+
+
+class VideoError(WorkError):
+    """One file cannot be used, or not to its end; the message says why, for the table of failures.
+
+    `decoded_until`: the end, in seconds, of the last segment that was yielded before; 0 where there is none.
+    """
+
+    decoded_until: float = 0.0
+
+
+class Outage(VideoError):
+    """A file cannot be reached now, which says nothing about the file: a server or network is down, slow, or refuses access."""
