@@ -24,6 +24,7 @@ _WHERE = {
     "pretrain": "lvmae.pretraining",
     "probe": "lvmae.evaluation",
     "represent": "lvmae.representations",
+    "trusting": "lvmae.trust",
 }
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "pretrain",
     "probe",
     "represent",
+    "trusting",
 ]
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from lvmae.pretraining import pretrain
     from lvmae.representations import represent
     from lvmae.store import EmbeddingStore
+    from lvmae.trust import trusting
 
 
 def __getattr__(name: str) -> Any:

@@ -62,17 +62,18 @@ def handling_signals(handlers: Mapping[signal.Signals, Handler]) -> Iterator[Cal
 
 
 @contextlib.contextmanager
-def own_state() -> Iterator[None]:
+def own_state(*, environment: bool = True) -> Iterator[None]:
     """The state that our arithmetic counts on within the block, and the caller's after it. Also a decorator.
 
     Within: float32 and the CPU as torch's defaults, gradients on, no autocast, no inference mode, numpy's usual reaction to
     overflow and division by 0. After: these, the generators of torch, numpy and `random`, torch's threads, the filters of
-    warnings and the environment's variables are as they were.
+    warnings and, but for `environment=False`, the environment's variables are as they were.
     """
     import numpy as np
 
     with contextlib.ExitStack() as stack:
-        stack.callback(_restore_environment, dict(os.environ))
+        if environment:
+            stack.callback(_restore_environment, dict(os.environ))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         stack.callback(random.setstate, random.getstate())

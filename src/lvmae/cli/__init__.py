@@ -8,6 +8,7 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
 from lvmae.process import say
+from lvmae.trust import UntrustedCodeError, trusting
 
 _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 
@@ -39,9 +41,13 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
     _tell()
     try:
-        code: int = arguments.call(arguments)
+        with trusting() if getattr(arguments, "trust_code", False) else contextlib.nullcontext():
+            code: int = arguments.call(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except UntrustedCodeError as error:
+        say(f"lvmae {arguments.command}: {error}; or give --trust-code.")
+        return error.exit_code
     except LVMAEError as error:
         say(f"lvmae {arguments.command}: {without_secrets(str(error))}")
         return error.exit_code

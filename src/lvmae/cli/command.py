@@ -20,6 +20,15 @@ def command_of(commands: Any, name: str, run: Any, *, brief: str, goes_in: str, 
     return command
 
 
+def takes_trust(command: Any) -> None:
+    """Adds the option that lets code run which the command's data names; `lvmae.cli` carries it out."""
+    command.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run code that the data names as module:Class, such as an encoder; it can do anything that you can",
+    )
+
+
 def key_values(pairs: list[str], option: str) -> dict[str, str]:
     """Pairs given as key=value; InputError for one that is not."""
     settings = {}

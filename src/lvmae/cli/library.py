@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lvmae.cli.command import command_of
+from lvmae.cli.command import command_of, takes_trust
 from lvmae.cli.console import print_json
 from lvmae.errors import InputError
 from lvmae.process import is_terminal
@@ -127,6 +127,7 @@ def add_search(commands: Any) -> None:
         comes_out="a table of videos, times and cosines, or JSON",
         example='lvmae search store "a dog on a beach"',
     )
+    takes_trust(command)
     command.add_argument("store", help="a store, or representations with --video")
     command.add_argument("text", nargs="?", help="what to look for, in words")
     command.add_argument("--video", metavar="ID", help="find the videos most like this one")
@@ -185,6 +186,7 @@ def add_serve(commands: Any) -> None:
         comes_out="a page at http://127.0.0.1:8000, until Ctrl-C",
         example="lvmae serve store",
     )
+    takes_trust(command)
     command.add_argument("store")
     command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     command.add_argument(
@@ -212,6 +214,7 @@ def add_timeline(commands: Any) -> None:
         comes_out="a line a chapter; with --out WebVTT chapters, JSON, text or a picture, by the suffix",
         example="lvmae timeline store film --out film.vtt",
     )
+    takes_trust(command)
     command.add_argument("store")
     command.add_argument("video", help="its id; `lvmae inspect store` shows some")
     command.add_argument("--out", metavar="FILE", help="ends in .vtt, .json, .txt or .png")

@@ -19,6 +19,7 @@ import numpy as np
 from lvmae.devices import all_of_its_kind, pick_device
 from lvmae.errors import InputError
 from lvmae.process import own_state
+from lvmae.trust import require_trust
 
 if TYPE_CHECKING:
     from lvmae.store import Manifest
@@ -85,7 +86,7 @@ class SegmentEncoder(Protocol):
         """Raises WorkError when the weights are missing or similarities are all alike."""
 
 
-@own_state()
+@own_state(environment=False)  # an encoder hands permissions to its child processes through it
 def load_encoder(name: str, **options: Any) -> SegmentEncoder:
     """Builds an encoder: a built-in name, an entry point of `lvmae.encoders`, or `module:Class`.
 
@@ -135,12 +136,17 @@ def load_placed(
 
 
 def encoder_of(manifest: Manifest) -> SegmentEncoder:
-    """The encoder that made a store. Raises InputError if what is installed now has another space than the store."""
+    """The encoder that made a store. Raises InputError if what is installed now has another space than the store.
+
+    A store comes from anybody: an encoder that it names as `module:Class` is loaded only where its code is trusted.
+    """
     name = manifest.encoder.get("name")
     if not name or name == "imported":
         raise InputError(
             "This store does not say which encoder made it (it was imported), so there is no text side to use with it."
         )
+    if name not in _BUILT_IN and name not in {point.name for point in entry_points(group=ENTRY_POINTS)}:
+        require_trust(str(name), "The store")
     options = dict(manifest.encoder.get("options", {}))
     options.pop("trust_remote_code", None)  # a store comes from anybody; permission to run code, from the user alone
     encoder = load_encoder(name, **options)

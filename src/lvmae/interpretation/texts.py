@@ -16,6 +16,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.library.captions import Caption, align
 from lvmae.progress import progress
 from lvmae.store import EmbeddingStore, l2_normalize
+from lvmae.trust import UntrustedCodeError
 
 _SCORE_BLOCK = 16 << 20  # scores held at once
 _SEARCHABLE = 4_000  # texts a page can be searched by, at most
@@ -105,6 +106,8 @@ class Texts:
             if not encoder.has_text:
                 raise InputError(f"the encoder {encoder.name} has no text side")
         except (ImportError, InputError, WorkError) as error:
+            if by_video is not None and isinstance(error, UntrustedCodeError):
+                raise
             if by_video is not None:
                 raise InputError(
                     f"captions need the text side of the store's encoder: {str(error).rstrip('.')}"
