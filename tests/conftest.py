@@ -20,7 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does;
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 # The encoders of these tests, named in the stores that they write.
-os.environ["LVMAE_TRUST_CODE"] = "jobs,test_search,test_chapters,test_serving,test_interpretation,test_encoders,test_internvideo2"
+os.environ["LVMAE_TRUST_CODE"] = (
+    "jobs,test_search,test_chapters,test_serving,test_interpretation,test_encoders,test_internvideo2"
+)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
