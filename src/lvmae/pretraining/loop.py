@@ -161,16 +161,24 @@ class _Training:
         self.checked: dict[str, float] = {}
         self.drawn_at = time.monotonic()
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            model = LVMAEForPreTraining(config, trust_code=True)  # whoever named the objective has been asked
+        model = self._first_model()
         self.objective = model.objective
-        if self.checkpoints.empty:
-            self.objective.begin(model, data.sample)
         self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         model.train()
         optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def _first_model(self) -> LVMAEForPreTraining:
+        """The model with its first weights. Raises InputError where the recipe's objective cannot be built or begun."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.recipe.seed)
+                model = LVMAEForPreTraining(self.config, trust_code=True)  # whoever named the objective has been asked
+                if self.checkpoints.empty:
+                    model.objective.begin(model, self.data.sample)
+        except ValueError as error:
+            raise InputError(f"The objective {self.recipe.loss!r} cannot be used: {error}.") from None
+        return model
 
     def run(self) -> None:
         """Trains to the end and exports the model. Raises WorkError and Stopped."""

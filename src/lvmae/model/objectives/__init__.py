@@ -36,6 +36,10 @@ ENTRY_POINTS = "lvmae.objectives"
 OBJECTIVES = {
     "mse": "mse:MSE",
     "cosine": "cosine:Cosine",
+    "contrastive": "contrastive:Contrastive",
+    "clusters": "clusters:Clusters",
+    "latent": "latent:Latent",
+    "residual": "residual:Residual",
 }
 
 # The flag `cos_loss` of the authors' code.

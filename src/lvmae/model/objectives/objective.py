@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from ..configuration_lvmae import LVMAEConfig
-    from ..modeling_lvmae import LVMAEForPreTraining, LVMAEModel
+    from ..modeling_lvmae import LVMAEForPreTraining
 
 # The floors under every objective, and what a reader calls them.
 FLOORS = {
@@ -44,7 +45,7 @@ class Rows(NamedTuple):
     """(N) bool, what the encoder sees."""
     sequences: int
     """B."""
-    encode_whole: Callable[[LVMAEModel], list[Tensor]]
+    encode_whole: Callable[[Any], list[Tensor]]
     """Runs an encoder on the whole sequences, nothing masked -> what each of its blocks gives, (N,D) each."""
 
     def mean_of_visible(self, values: Tensor) -> Tensor:
@@ -164,6 +165,11 @@ class Objective(nn.Module):
 def weighted(per_row: Tensor, weights: Tensor) -> Tensor:
     """(Q) and (Q) -> (): the sum of what each row counts."""
     return (per_row * weights).sum()
+
+
+def in_full_precision(like: Tensor) -> torch.autocast:
+    """Computes in float32 whatever the training's precision: products of unit vectors over a small temperature need it."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def read_options(options: Sequence[str]) -> dict[str, Any]:
