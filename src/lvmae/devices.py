@@ -11,6 +11,8 @@ from lvmae.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+CHOICES = "auto, cpu, cuda, cuda:N or mps"
+
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
     """A torch device by name; "auto" or None is the first accelerator (CUDA, MPS, ...), else the CPU. InputError without it."""
@@ -23,9 +25,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(
-            f"The device {str(name)!r} is not available here; use auto, cpu, or another of torch's."
-        ) from None
+        raise InputError(f"The device {str(name)!r} is not available here; use {CHOICES}.") from None
     return device
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lvmae.errors import InputError
+from lvmae.runs import count_parameters, is_run, read_config
 from lvmae.store import EmbeddingStore, l2_normalize
 
 
@@ -20,7 +21,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         InputError: it is none of them.
     """
     folder = Path(path)
-    if (folder / "config.json").is_file():
+    if is_run(folder):
         return inspect_run(folder)
     if "://" not in str(path) and not (folder / "manifest.json").is_file():
         what = "there is nothing at" if not folder.exists() else "there is no store, representations or run at"
@@ -72,9 +73,7 @@ def _neighbour_cosine(store: EmbeddingStore, most: int = 200) -> float | None:
 
 def inspect_run(folder: Path) -> dict[str, Any]:
     """Sizes, space and recipe of a trained model, and the last figures of its curves."""
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("model_type") != "lvmae":
-        raise InputError(f"{folder} holds a model of type {config.get('model_type')!r}, not an LV-MAE run")
+    config = read_config(folder)
     found: dict[str, Any] = {
         "path": str(folder),
         "kind": "run",
@@ -91,26 +90,13 @@ def inspect_run(folder: Path) -> dict[str, Any]:
         },
         "segments at most": config["max_segments"],
         "loss": config["loss"],
-        "parameters": _count_parameters(folder),
+        "parameters": count_parameters(folder),
     }
     recipe = folder / "recipe.json"
     if recipe.is_file():
         found["recipe"] = json.loads(recipe.read_text())
     found["last figures"] = _last_figures(folder / "metrics.jsonl")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _count_parameters(folder: Path) -> int | None:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        return None
-    from safetensors import safe_open
-
-    count = 0
-    for path in weights:
-        with safe_open(path, framework="numpy") as file:
-            count += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-    return count
 
 
 def _last_figures(path: Path) -> dict[str, Any] | None:

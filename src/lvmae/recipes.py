@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Self
 
 from lvmae.errors import InputError
 from lvmae.model.objectives import check_objective, read_options
+from lvmae.sequences.masks import STRATEGIES, is_mask, mask_names, takes_temperature
+from lvmae.trust import require_trust
 
 # These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
 FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every", "num_workers", "trackers"})
@@ -28,10 +33,12 @@ FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every",
 # adds a setting with another default than the old behaviour names the old behaviour here.
 BEFORE_IT_EXISTED: dict[str, Any] = {}
 
+# Settings added after ablations had named their cells by a digest of all settings: at the value of before they do not count.
+ADDED = frozenset({"loss_options"})
+
 _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
 _CHOICES = {
-    "mask": ("random", "semantic", "redundant"),
     "precision": ("fp32", "bf16", "fp16"),
 }
 
@@ -55,9 +62,9 @@ class Recipe:
     loss_options: tuple[str, ...] = ()  # the objective's own, NAME=VALUE each
 
     # What is hidden (Sec. 3.2)
-    mask: str = "semantic"
+    mask: str = "semantic"  # a name of `lvmae.sequences.masking`, of a plugin, or module:function
     mask_ratio: float = 0.5
-    temperature: float | None = None  # semantic only: sample by dissimilarity, so that epochs differ; None is the paper
+    temperature: float | None = None  # semantic: draw by dissimilarity, so that epochs differ; None is the paper
 
     # Windows: a duration drawn uniformly from [min_seconds, max_segments x the segment length]
     min_seconds: float = 10.0
@@ -102,6 +109,7 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool):
                 check(value <= _LARGEST, field.name, f"the largest is {_LARGEST}")
+        check(is_mask(self.mask), "mask", f"choose {', '.join(mask_names())}, or module:function for your own")
         for key, rule in (("loss", check_objective), ("loss_options", read_options)):
             try:
                 rule(getattr(self, key))
@@ -143,7 +151,9 @@ class Recipe:
             f"it has to be min_seconds ({self.min_seconds:g}) or more",
         )
         check(
-            self.temperature is None or self.mask == "semantic", "temperature", "only mask=semantic takes a temperature"
+            self.temperature is None or ":" in self.mask or takes_temperature(self.mask),
+            "temperature",
+            f"only mask={' or '.join(filter(takes_temperature, STRATEGIES))} takes a temperature",
         )
         check(all(weight > 0 for weight in self.mixture), "mixture", "every weight has to be more than 0")
         check(set(self.trackers) <= {"tensorboard", "wandb"}, "trackers", "choose from tensorboard, wandb")
@@ -215,6 +225,15 @@ class Recipe:
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
+    def computing(self) -> dict[str, Any]:
+        """The settings that say what is computed, as plain data; the same in every version for the same computation."""
+        old = {key: BEFORE_IT_EXISTED.get(key, getattr(Recipe, key)) for key in ADDED}
+        return {
+            key: value
+            for key, value in self.to_dict().items()
+            if key not in FREE | {"name"} and not (key in ADDED and getattr(self, key) == old[key])
+        }
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Also of an older lvmae: a setting that is absent has the value of its time (`BEFORE_IT_EXISTED`).
@@ -240,13 +259,54 @@ class Recipe:
         return self.heads
 
 
-def named(name: str | Recipe) -> Recipe:
-    """The recipe of that name, or the one given. Raises InputError on an unknown name."""
+def named(name: str | os.PathLike[str] | Recipe) -> Recipe:
+    """The recipe of that name, the one in a run's `recipe.json`, or the one given.
+
+    Raises InputError on an unknown name, and on a file that holds no recipe.
+    """
     if isinstance(name, Recipe):
         return name
+    if is_file(name):
+        return _read_file(Path(name))
     if name not in RECIPES:
-        raise InputError(f"There is no recipe {name!r}: choose {', '.join(RECIPES)}.")
-    return RECIPES[name]
+        raise InputError(f"There is no recipe {name!r}: choose {', '.join(RECIPES)}, or give a run's recipe.json.")
+    return RECIPES[str(name)]
+
+
+def is_file(name: str | os.PathLike[str] | Recipe) -> bool:
+    """Whether a recipe is named by its file."""
+    return not isinstance(name, Recipe) and (isinstance(name, os.PathLike) or str(name).endswith(".json"))
+
+
+def check_trust(name: str | os.PathLike[str] | Recipe, chosen: Recipe, settings: Mapping[str, Any] | None) -> None:
+    """Raises UntrustedCodeError where a recipe that was read from a file names code that may not run, `module:...`.
+
+    What the caller's own settings or `Recipe` name is the caller's choice.
+    """
+    for key in ("mask", "loss"):
+        if (
+            not isinstance(name, Recipe)
+            and is_file(name)
+            and ":" in getattr(chosen, key)
+            and key not in (settings or {})
+        ):
+            require_trust(getattr(chosen, key), f"The recipe {os.fspath(name)}")
+
+
+def _read_file(path: Path) -> Recipe:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The recipe {path} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise InputError(f"The recipe {path} is not JSON.") from None
+    held = found.get("recipe", found) if isinstance(found, dict) else None
+    if not isinstance(held, dict):
+        raise InputError(f"{path} holds no recipe; give the recipe.json of a run.")
+    try:
+        return Recipe.from_dict(held)
+    except InputError as error:
+        raise InputError(f"The recipe {path} cannot be used: {error}") from None
 
 
 def _divisors(number: int) -> str:

@@ -9,21 +9,19 @@ command goes on.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from lvmae.devices import pick_device
 from lvmae.errors import InputError, WorkError
 from lvmae.model import LVMAEModel
 from lvmae.process import own_state
 from lvmae.progress import progress
+from lvmae.runs import check_space, load_run_encoder, run_fingerprint
 from lvmae.store import EMBEDDINGS, REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
 
@@ -43,7 +41,7 @@ def represent(
         run: folder of a trained model.
         store: embeddings, of the space the run was trained on.
         out: the store of representations, made or gone on with.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
         batch_tokens: segments in a batch, at most; a longer video is a batch of its own.
         overwrite: begin anew where `out` holds representations by another run or of another store.
 
@@ -53,11 +51,11 @@ def represent(
         WorkError: where the encoder gives values that are not finite.
     """
     store = EmbeddingStore.open(store)
-    if store.kind != EMBEDDINGS:
+    if store.kind != EMBEDDINGS:  # before a model is loaded
         raise InputError(f"{store.path} holds {store.kind}; give the store of embeddings that they were made from")
     fingerprint = run_fingerprint(run)
     model = load_run_encoder(run)
-    _check_space(model, run, store)
+    check_space(run, model.config, store)
     made_from = _begun(out, run, store, fingerprint, overwrite) or {
         "path": str(run),
         "fingerprint": fingerprint,
@@ -82,58 +80,6 @@ def represent(
                         writer.add(record)
                     bar.update(len(batch))
     return EmbeddingStore.open(out)
-
-
-def load_run_encoder(run: str | Path) -> LVMAEModel:
-    """The encoder of a run, for inference, on the CPU and in float32.
-
-    Raises:
-        InputError: where there is no model in `run`, or it is not one of ours.
-    """
-    run_fingerprint(run)
-    try:
-        loaded: Any = LVMAEModel.from_pretrained(run, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
-    model, report = loaded
-    if report["missing_keys"]:  # which transformers fills with random values
-        some = sorted(report["missing_keys"])[0]
-        raise InputError(
-            f"{run} holds no LV-MAE encoder: its weights lack {some}; give the folder `lvmae pretrain` wrote"
-        )
-    return cast(LVMAEModel, model.eval())
-
-
-def run_fingerprint(run: str | Path) -> str:
-    """A hash of a run's weights and configuration: two runs with the same one give the same representations.
-
-    Raises:
-        InputError: where there is no model in `run`.
-    """
-    weights = sorted(Path(run).glob("model*.safetensors"))
-    config = Path(run) / "config.json"
-    if not weights or not config.is_file():
-        raise InputError(
-            f"{run} is not a run: it has no config.json and model.safetensors; make one with `lvmae pretrain`"
-        )
-    digest = hashlib.sha256(config.read_bytes())
-    for path in weights:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _check_space(model: LVMAEModel, run: str | Path, store: EmbeddingStore) -> None:
-    trained_on = model.config.space_id
-    if trained_on and trained_on != store.space_id:
-        raise InputError(
-            f"{run} was trained on the space {trained_on} and {store.path} is of {store.space_id}; "
-            "embed the videos with the encoder of the run, or train a run on this store"
-        )
-    if model.config.hidden_size != store.dim:  # of an imported checkpoint only the width is known
-        raise InputError(
-            f"{run} takes embeddings {model.config.hidden_size} wide and those of {store.path} are {store.dim} wide"
-        )
 
 
 def _begun(

@@ -181,6 +181,12 @@ def test_what_is_no_objective_is_refused() -> None:
 
 
 def test_options_are_read_as_what_they_look_like() -> None:
-    assert read_options(("a=1", "b=0.5", "c=true", "d=none", "e=x")) == {"a": 1, "b": 0.5, "c": True, "d": None, "e": "x"}
+    assert read_options(("a=1", "b=0.5", "c=true", "d=none", "e=x")) == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": None,
+        "e": "x",
+    }
     with pytest.raises(ValueError, match="'a' is not of the form NAME=VALUE"):
         read_options(("a",))

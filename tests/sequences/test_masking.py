@@ -37,7 +37,7 @@ def test_redundant_masks_what_stays_the_same() -> None:
 
 
 def test_the_first_segment_stays_visible_at_any_ratio() -> None:
-    for strategy in ("semantic", "redundant", "semantic-sampled"):
+    for strategy in ("semantic", "redundant", "semantic-sampled"):  # the last is a name of older versions
         assert mask_segments(strategy, WALK, 0.95, RNG).tolist() == [False] + [True] * 5
 
 
@@ -109,3 +109,57 @@ def test_the_count_is_that_of_decimal_fractions() -> None:
 )
 def test_shortest_sequence_worth_masking(ratio: float, shortest: int) -> None:
     assert shortest_maskable(ratio) == shortest
+
+
+def test_a_temperature_draws_other_masks_and_none_is_the_papers() -> None:
+    def drawn(temperature: float | None) -> list[bool]:
+        return mask_segments("semantic", WALK, 0.5, np.random.default_rng(7), temperature=temperature).tolist()
+
+    paper = mask_segments("semantic", WALK, 0.5, RNG).tolist()
+    assert drawn(None) == paper
+    assert drawn(1e-6) == paper
+    assert (
+        drawn(10.0) == mask_segments("semantic-sampled", WALK, 0.5, np.random.default_rng(7), temperature=10.0).tolist()
+    )
+    many = {temperature: np.random.default_rng(0) for temperature in (0.05, 5.0)}
+    share = {
+        t: np.mean([mask_segments("semantic", WALK, 0.5, g, temperature=t) for _ in range(500)], axis=0)
+        for t, g in many.items()
+    }
+    assert abs(share[0.05] - share[5.0]).max() > 0.2
+    with pytest.raises(InputError, match="'random' takes no temperature"):
+        mask_segments("random", WALK, 0.5, RNG, temperature=1.0)
+
+
+def test_blocks_hide_neighbours() -> None:
+    """Of 40 segments half are hidden: in 5 runs of 4, cut at most at both ends, where single ones would be about 10 runs."""
+    embeddings = l2_normalize(np.random.default_rng(0).normal(size=(40, 3)))
+    places = np.zeros(40)
+    for seed in range(300):
+        masked = mask_segments("blocks", embeddings, 0.5, np.random.default_rng(seed))
+        assert masked.sum() == 20
+        assert np.diff(np.concatenate([[0], masked.astype(int)]), axis=0).clip(0).sum() <= 7
+        places += masked
+    np.testing.assert_allclose(places / 300, 0.5, atol=0.12)
+
+
+def every_other(embeddings: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """A stranger's mask."""
+    return np.arange(len(embeddings)) % 2 == 1
+
+
+def too_long(embeddings: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
+    return np.ones(len(embeddings) + 1, dtype=bool)
+
+
+def test_a_mask_of_ones_own() -> None:
+    assert mask_segments(f"{__name__}:every_other", WALK, 0.5, RNG).tolist() == [False, True] * 3
+    with pytest.raises(InputError, match=r"one bool a segment, \(6,\)"):
+        mask_segments(f"{__name__}:too_long", WALK, 0.5, RNG)
+    for name, said in (
+        ("no_module:x", "cannot be imported"),
+        (f"{__name__}:WALK", "is no function"),
+        ("a-b:c", "no mask"),
+    ):
+        with pytest.raises(InputError, match=said):
+            mask_segments(name, WALK, 0.5, RNG)

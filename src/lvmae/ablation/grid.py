@@ -22,7 +22,7 @@ from typing import Any
 
 from lvmae import recipes
 from lvmae.errors import InputError
-from lvmae.recipes import FREE, Recipe
+from lvmae.recipes import Recipe
 from lvmae.store import EMBEDDINGS, EmbeddingStore
 
 RECIPE, STORE, SEED = "recipe", "store", "seed"
@@ -65,8 +65,8 @@ class Cell:
         return self._digest(self.store.fingerprint)
 
     def _digest(self, fingerprint: str) -> str:
-        settings = {key: value for key, value in self.recipe.to_dict().items() if key not in FREE | {"name"}}
-        return hashlib.sha256(json.dumps([fingerprint, settings], sort_keys=True).encode()).hexdigest()[:10]
+        named = [fingerprint, self.recipe.computing()]
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
 
     def folder(self, cells: Path) -> Path:
         """Its folder: the one that holds this training, whatever another grid called it, or else one with a readable name."""
@@ -156,6 +156,7 @@ def _cell(
     changed = {key: value for key, value in at.items() if key not in (RECIPE, STORE)}
     try:
         resolved = recipes.named(at.get(RECIPE, recipe)).with_settings({**(settings or {}), **changed})
+        recipes.check_trust(at.get(RECIPE, recipe), resolved, {**(settings or {}), **changed})
         resolved.heads_for(stores[name].dim)
     except InputError as error:
         raise InputError(f"The cell {_said(at)}: {error}") from None

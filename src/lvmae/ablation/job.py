@@ -40,7 +40,8 @@ from lvmae.pretraining import Stopped, pretrain, read_metrics
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
-from lvmae.representations import represent, run_fingerprint
+from lvmae.representations import represent
+from lvmae.runs import run_fingerprint
 from lvmae.store import EmbeddingStore
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lvmae.devices import CHOICES
 from lvmae.errors import InputError
 
 
@@ -27,6 +28,11 @@ def takes_trust(command: Any) -> None:
         action="store_true",
         help="run code that the data names as module:Class, such as an encoder; it can do anything that you can",
     )
+
+
+def add_device(command: Any) -> None:
+    """Adds the option that says where a model computes."""
+    command.add_argument("--device", default="auto", help=f"{CHOICES} (default: auto)")
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lvmae.cli.command import command_of, takes_trust
+from lvmae.cli.command import add_device, command_of, takes_trust
 from lvmae.cli.console import print_json
 from lvmae.errors import InputError
 from lvmae.process import is_terminal
+from lvmae.sequences import STRATEGIES
 
 
 def add_caption(commands: Any) -> None:
@@ -78,10 +79,11 @@ def add_interpret(commands: Any) -> None:
     command.add_argument("--captions", help="columns video, start, end, text; without it, the encoder's own vocabulary")
     command.add_argument("--out", required=True, help="the HTML page")
     command.add_argument(
-        "--mask", default="random", help="random, semantic, redundant or semantic-sampled (default: random)"
+        "--mask", default="random", help=f"{', '.join(STRATEGIES)}, or module:function (default: random)"
     )
     command.add_argument("--ratio", type=float, default=0.4, help="share of segments to mask (default: 0.4)")
     command.add_argument("--seed", type=int, default=0)
+    add_device(command)
     command.add_argument("--probe-table", metavar="JSON", help="show this table of `lvmae probe --out` on the page")
 
 
@@ -99,6 +101,7 @@ def _run_interpret(arguments: argparse.Namespace) -> int:
         mask=arguments.mask,
         seed=arguments.seed,
         tables=tables,
+        device=arguments.device,
     )
     print(found.to_markdown())
     print(f"report: {arguments.out}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lvmae.cli.command import command_of, key_values
+from lvmae.cli.command import add_device, command_of, key_values, takes_trust
+from lvmae.sequences import STRATEGIES
 
 
 def add_pretrain(commands: Any) -> None:
@@ -21,8 +22,14 @@ def add_pretrain(commands: Any) -> None:
     command.add_argument("stores", nargs="+", metavar="store")
     command.add_argument("--out", required=True, help="where the run goes")
     command.add_argument("--recipe", default="base", help="named configuration, or a run's recipe.json (default: base)")
+    takes_trust(command)
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one setting of the recipe, such as mask ({', '.join(STRATEGIES)}, or module:function) and loss (an "
+        "unknown one is answered with the list)",
     )
 
 
@@ -30,7 +37,12 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
     from lvmae.pretraining import pretrain
 
     stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
-    pretrain(stores, arguments.out, recipe=arguments.recipe, settings=key_values(arguments.set, "--set"))
+    pretrain(
+        stores,
+        arguments.out,
+        recipe=arguments.recipe,
+        settings=key_values(arguments.set, "--set"),
+    )
     return 0
 
 
@@ -69,11 +81,12 @@ def add_represent(commands: Any) -> None:
     command.add_argument("run")
     command.add_argument("store")
     command.add_argument("--out", required=True, help="where the representations go")
+    add_device(command)
 
 
 def _run_represent(arguments: argparse.Namespace) -> int:
     from lvmae.representations import represent
 
-    features = represent(arguments.run, arguments.store, arguments.out)
+    features = represent(arguments.run, arguments.store, arguments.out, device=arguments.device)
     print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")
     return 0

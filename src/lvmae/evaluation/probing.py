@@ -27,6 +27,7 @@ from lvmae.evaluation.settings import ALL_PROBES, BASELINES, PROBES, ProbeSettin
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.process import own_state
 from lvmae.progress import progress
+from lvmae.runs import run_fingerprint
 from lvmae.store import EMBEDDINGS, EmbeddingStore
 
 _MOST_WORKERS = 8  # an attentive probe of width 1024 holds 200 MB
@@ -206,8 +207,6 @@ def _same_videos(raw: EmbeddingStore, store: EmbeddingStore, places: np.ndarray)
 
 
 def _check_run(store: EmbeddingStore, run: str | Path) -> None:
-    from lvmae.representations import run_fingerprint  # only here is the model room needed, which is slow to import
-
     made_by = (store.manifest.run or {}).get("fingerprint")
     if made_by is None:
         raise InputError(f"{store.path} holds raw embeddings, not representations of the run {run}")

@@ -63,7 +63,7 @@ class ProbeSettings:
         baseline_width, baseline_layers: of the end-to-end models, behind a linear layer from the embeddings' width.
         baseline_epochs, baseline_lr, baseline_weight_decay, baseline_min_steps: their training.
         bootstrap: resamples of the test videos behind the interval.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
     """
 
     batch_size: int = 16

@@ -18,11 +18,11 @@ from lvmae.errors import InputError, WorkError
 from lvmae.interpretation.retrieval import INTERPOLATION, KINDS, MEAN, RECONSTRUCTION, Reader, masked_windows
 from lvmae.interpretation.texts import Texts
 from lvmae.library.captions import Caption, captions_by_video, load_captions
-from lvmae.model import LVMAEForPreTraining
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
-from lvmae.store import EMBEDDINGS, EmbeddingStore
+from lvmae.runs import check_space, load_run_autoencoder
+from lvmae.store import EmbeddingStore
 
 _SHOWN_SEGMENTS = 20_000  # on a page, at most
 
@@ -137,7 +137,7 @@ def interpret(
         max_videos: videos shown, evenly from the store; the numbers are over all of it.
         pictures: pictures on the page, at most; they come from the videos' files where those are at hand.
         tables: further tables for the page, such as a probe's.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
         batch_tokens: segments in a batch, at most.
 
     Raises:
@@ -146,7 +146,13 @@ def interpret(
     """
     store = EmbeddingStore.open(store)
     place = pick_device(device)
-    model = _load_model(run, store)
+    model = load_run_autoencoder(run)
+    check_space(run, model.config, store)
+    if not model.objective.in_embedding_space:
+        raise InputError(
+            f"the objective of {run}, {model.config.loss}, predicts no embeddings, so there is nothing to read back; train a run "
+            "with another loss"
+        )
     module: torch.nn.Module = model
     module.to(place).eval()
     notes: list[str] = []
@@ -191,31 +197,6 @@ def interpret(
         loss = Path(run) / "loss.png"
         render(result.report(tables=tables, loss_png=loss.read_bytes() if loss.is_file() else None), out)
     return result
-
-
-def _load_model(run: str | Path, store: EmbeddingStore) -> LVMAEForPreTraining:
-    """The autoencoder of a run, checked against the store."""
-    if store.kind != EMBEDDINGS:
-        raise InputError(f"{store.path} holds {store.kind}; give the store of embeddings that they were made from")
-    if not (Path(run) / "config.json").is_file() or not list(Path(run).glob("model*.safetensors")):
-        raise InputError(
-            f"{run} is not a run: it has no config.json and model.safetensors; make one with `lvmae pretrain`"
-        )
-    try:
-        model = LVMAEForPreTraining.from_pretrained(run, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
-    config = model.config
-    if config.space_id and config.space_id != store.space_id:
-        raise InputError(
-            f"{run} was trained on the space {config.space_id} and {store.path} is of {store.space_id}; "
-            "embed the videos with the encoder of the run, or train a run on this store"
-        )
-    if config.hidden_size != store.dim:
-        raise InputError(
-            f"{run} takes embeddings {config.hidden_size} wide and those of {store.path} are {store.dim} wide"
-        )
-    return model
 
 
 def _choose(lengths: np.ndarray, most: int) -> list[int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from lvmae.errors import InputError, WorkError
+from lvmae.runs import find_run
 
 # What a run folder holds for going on with it, not for using it.
 _KEPT_HOME = ["checkpoints/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
@@ -31,10 +31,9 @@ def push_run(
         InputError: the run is not finished, the name is not one, or there is no token.
         WorkError: the hub refused, or could not be reached.
     """
-    folder = Path(run)
-    for name in ("config.json", "model.safetensors", "README.md"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}, so it is no finished run; `lvmae pretrain` makes one")
+    folder = find_run(run)
+    if not (folder / "README.md").is_file():
+        raise InputError(f"{folder} has no README.md, so it is no finished run; `lvmae pretrain` makes one")
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)

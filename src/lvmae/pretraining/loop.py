@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -64,7 +65,7 @@ def pretrain(
     store: Stores,
     out: str | Path,
     *,
-    recipe: str | Recipe = "base",
+    recipe: str | os.PathLike[str] | Recipe = "base",
     settings: Mapping[str, Any] | None = None,
     resume: bool = True,
 ) -> Path:
@@ -76,7 +77,7 @@ def pretrain(
     Args:
         store: a store, its path, or several of one embedding space.
         out: the run folder, made if need be.
-        recipe: a name of `lvmae.recipes.RECIPES`, or a `Recipe`.
+        recipe: a name of `lvmae.recipes.RECIPES`, the `recipe.json` of a run, or a `Recipe`.
         settings: values that replace the recipe's, as themselves or as text.
         resume: False refuses a folder that already holds a run.
 
@@ -85,6 +86,7 @@ def pretrain(
         Stopped: SIGINT or SIGTERM; a checkpoint was written.
     """
     chosen = recipes.named(recipe).with_settings(settings)
+    recipes.check_trust(recipe, chosen, settings)
     stores = _open(store)
     data = TrainingData(stores, chosen)
     config = _config(stores[0].manifest, chosen)

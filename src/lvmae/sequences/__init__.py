@@ -1,9 +1,35 @@
-"""Store -> seeded, masked, packed windows."""
+"""Store -> seeded, masked, packed windows. Each name is loaded when it is first used: help texts list masks without numpy."""
 
-from lvmae.sequences.batches import collate_packed, epoch_batches, pad, token_batches, unpad
-from lvmae.sequences.dataset import DurationSampling, SegmentTimes, Window, WindowDataset, split_videos
-from lvmae.sequences.floors import interpolate_visible, mean_of_visible
-from lvmae.sequences.masking import STRATEGIES, mask_segments, shortest_maskable
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_WHERE = {
+    "DurationSampling": "dataset",
+    "STRATEGIES": "masks",
+    "SegmentTimes": "dataset",
+    "Window": "dataset",
+    "WindowDataset": "dataset",
+    "collate_packed": "batches",
+    "epoch_batches": "batches",
+    "interpolate_visible": "floors",
+    "mask_names": "masks",
+    "mask_segments": "masking",
+    "mean_of_visible": "floors",
+    "pad": "batches",
+    "shortest_maskable": "masking",
+    "split_videos": "dataset",
+    "token_batches": "batches",
+    "unpad": "batches",
+}
+
+if TYPE_CHECKING:
+    from lvmae.sequences.batches import collate_packed, epoch_batches, pad, token_batches, unpad
+    from lvmae.sequences.dataset import DurationSampling, SegmentTimes, Window, WindowDataset, split_videos
+    from lvmae.sequences.floors import interpolate_visible, mean_of_visible
+    from lvmae.sequences.masking import mask_segments, shortest_maskable
+    from lvmae.sequences.masks import STRATEGIES, mask_names
 
 __all__ = [
     "STRATEGIES",
@@ -14,6 +40,7 @@ __all__ = [
     "collate_packed",
     "epoch_batches",
     "interpolate_visible",
+    "mask_names",
     "mask_segments",
     "mean_of_visible",
     "pad",
@@ -22,3 +49,11 @@ __all__ = [
     "token_batches",
     "unpad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from lvmae.errors import InputError
 from lvmae.sequences.masking import mask_segments, shortest_maskable
+from lvmae.sequences.masks import check_mask
 from lvmae.store import EmbeddingStore, l2_normalize
 
 # Validation draws from an epoch that training never reaches.
@@ -134,6 +135,7 @@ class WindowDataset(Dataset[Window]):
                 )
         self.stores = list(stores)
         self.sampling = sampling or DurationSampling()
+        check_mask(mask)
         self.mask, self.mask_ratio, self.temperature, self.seed = mask, mask_ratio, temperature, seed
         self.shortest = shortest_maskable(mask_ratio)
         self._times = [SegmentTimes.of(store) for store in stores]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 
 from lvmae.errors import InputError
+from lvmae.sequences.masks import mask_function, takes_temperature
+
+_BLOCK = 4  # segments
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,29 +58,42 @@ def random_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Gener
     return masked
 
 
-def semantic_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Generator | None = None) -> np.ndarray:
-    """The paper's: the segments least like the one before, the moments where something changes, are masked."""
-    return _mask_highest(-similarity_to_previous(embeddings), ratio)
+def semantic_mask(
+    embeddings: np.ndarray, ratio: float, generator: np.random.Generator, *, temperature: float | None = None
+) -> np.ndarray:
+    """The paper's: the segments least like the one before, the moments where something changes, are masked.
+
+    With a `temperature`, which is beyond the paper, masks differ from epoch to epoch: segments are drawn without replacement,
+    with odds exp(dissimilarity / temperature). Towards 0 that is the paper's mask, towards infinity a uniform subset of
+    segments 1..L-1.
+    """
+    dissimilarity = 1 - similarity_to_previous(embeddings)
+    if temperature is None:
+        return _mask_highest(dissimilarity, ratio)
+    if temperature <= 0:
+        raise InputError(f"mask temperature {temperature} is not positive; leave it out for the limit 0")
+    # The Gumbel-max trick: the k highest perturbed scores are a draw of k without replacement.
+    return _mask_highest(dissimilarity / temperature + generator.gumbel(size=len(dissimilarity)), ratio)
 
 
-def redundant_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Generator | None = None) -> np.ndarray:
+def redundant_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
     """What the released code does instead: the segments most like the one before are masked."""
     return _mask_highest(similarity_to_previous(embeddings), ratio)
 
 
-def sampled_semantic_mask(
-    embeddings: np.ndarray, ratio: float, generator: np.random.Generator, temperature: float = 0.1
-) -> np.ndarray:
-    """Semantic masking that differs from epoch to epoch: segments are drawn without replacement, with odds
-    exp(dissimilarity / temperature).
+def blocks_mask(embeddings: np.ndarray, ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """Runs of neighbours, so that what is hidden cannot be read from the segments beside it. Beyond the paper.
 
-    Towards temperature 0 it is `semantic_mask`, towards infinity a uniform subset of segments 1..L-1. Beyond the paper.
+    The sequence is cut into blocks of `_BLOCK` segments from a random place on; blocks drawn at random are masked, the last of
+    them in part. At least one segment stays visible.
     """
-    if temperature <= 0:
-        raise InputError(f"mask temperature {temperature} is not positive; use the mask 'semantic' for the limit 0")
-    dissimilarity = 1 - similarity_to_previous(embeddings)
-    # The Gumbel-max trick: the k highest perturbed scores are a draw of k without replacement.
-    return _mask_highest(dissimilarity / temperature + generator.gumbel(size=len(dissimilarity)), ratio)
+    length = len(embeddings)
+    blocks = (np.arange(length) + generator.integers(_BLOCK)) // _BLOCK
+    rank = generator.permutation(blocks[-1] + 1)[blocks]  # of each segment's block, in a random order
+    hidden = length - max(1, count_visible(length, ratio))
+    masked = np.zeros(length, dtype=bool)
+    masked[np.argsort(rank, kind="stable")[:hidden]] = True
+    return masked
 
 
 def _mask_highest(scores: np.ndarray, ratio: float) -> np.ndarray:
@@ -89,12 +104,11 @@ def _mask_highest(scores: np.ndarray, ratio: float) -> np.ndarray:
     return masked
 
 
-STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
-    "random": random_mask,
-    "semantic": semantic_mask,
-    "redundant": redundant_mask,
-    "semantic-sampled": sampled_semantic_mask,
-}
+def sampled_semantic_mask(
+    embeddings: np.ndarray, ratio: float, generator: np.random.Generator, *, temperature: float = 0.1
+) -> np.ndarray:
+    """`semantic_mask` with a temperature, under the name of older versions."""
+    return semantic_mask(embeddings, ratio, generator, temperature=temperature)
 
 
 def mask_segments(
@@ -108,10 +122,15 @@ def mask_segments(
     """(L, D) L2-normalised -> (L,) bool by the strategy's name.
 
     Raises:
-        InputError: there is no such strategy.
+        InputError: there is no such strategy, it takes no temperature and is given one, or what it gives is no mask.
     """
-    if strategy not in STRATEGIES:
-        raise InputError(f"there is no mask {strategy!r}; choose one of {', '.join(STRATEGIES)}")
-    if strategy == "semantic-sampled" and temperature is not None:
-        return sampled_semantic_mask(embeddings, ratio, generator, temperature)
-    return STRATEGIES[strategy](embeddings, ratio, generator)
+    function = mask_function(strategy)
+    if temperature is None:
+        masked = function(embeddings, ratio, generator)
+    elif takes_temperature(strategy):
+        masked = function(embeddings, ratio, generator, temperature=temperature)
+    else:
+        raise InputError(f"the mask {strategy!r} takes no temperature; leave it out")
+    if not (isinstance(masked, np.ndarray) and masked.dtype == bool and masked.shape == (len(embeddings),)):
+        raise InputError(f"the mask {strategy!r} has to give one bool a segment, ({len(embeddings)},)")
+    return masked

@@ -1,0 +1,147 @@
+"""A run on disk: found, loaded, told apart from others, and checked against a store. Every command that uses a run does it here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lvmae.errors import InputError
+from lvmae.trust import require_trust
+
+if TYPE_CHECKING:
+    from lvmae.model import LVMAEForPreTraining, LVMAEModel
+    from lvmae.store import EmbeddingStore
+
+CONFIG = "config.json"
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a model's configuration at `path`."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def find_run(path: str | os.PathLike[str]) -> Path:
+    """The folder of a run with its weights.
+
+    Raises:
+        InputError: there is no model there, or it is not one of ours.
+    """
+    folder = Path(path)
+    if not is_run(folder) or not _weights(folder):
+        checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+        if checkpoints:
+            raise InputError(
+                f"{path} is a run that is not finished; run its command again, or give the checkpoint {checkpoints[-1]}"
+            )
+        raise InputError(
+            f"{path} is not a run: it has no config.json and model.safetensors; make one with `lvmae pretrain`"
+        )
+    read_config(folder)
+    return folder
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What `config.json` of a run says. Raises InputError where it cannot be read or is not of an LV-MAE model."""
+    try:
+        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{Path(path) / CONFIG} cannot be read: restore it, or train the run again") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "lvmae":
+        raise InputError(f"{path} holds a model of type {kind!r}, not an LV-MAE run")
+    return cast(dict[str, Any], config)
+
+
+def run_fingerprint(run: str | Path) -> str:
+    """A hash of a run's weights and configuration: two runs with the same one give the same representations.
+
+    Raises:
+        InputError: where there is no model in `run`.
+    """
+    folder = find_run(run)
+    digest = hashlib.sha256((folder / CONFIG).read_bytes())
+    for path in _weights(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def count_parameters(run: str | Path) -> int | None:
+    """Numbers in a run's weights; None where there are none."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in _weights(Path(run)):
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                size = 1
+                for side in file.get_slice(name).get_shape():
+                    size *= side
+                count += size
+    return count or None
+
+
+def load_run_encoder(run: str | Path) -> LVMAEModel:
+    """The encoder of a run, for inference, on the CPU and in float32.
+
+    Raises:
+        InputError: where there is no model in `run`, or it is not one of ours.
+    """
+    from lvmae.model import LVMAEModel
+
+    return cast("LVMAEModel", _load(LVMAEModel, run))
+
+
+def load_run_autoencoder(run: str | Path) -> LVMAEForPreTraining:
+    """Encoder, decoder and objective of a run, for inference, on the CPU and in float32.
+
+    Raises:
+        InputError: where there is no model in `run`, it is not one of ours, or it names an objective as module:Class whose
+            code may not run.
+    """
+    from lvmae.model import LVMAEForPreTraining
+
+    loss = str(read_config(find_run(run)).get("loss"))
+    if ":" in loss:
+        require_trust(loss, f"The run {run}")
+    return cast("LVMAEForPreTraining", _load(LVMAEForPreTraining, run, trust_code=True))
+
+
+def check_space(run: str | Path, config: Any, store: EmbeddingStore) -> None:
+    """Raises InputError where `store` is not of the kind, space and width that the run was trained on."""
+    from lvmae.store import EMBEDDINGS
+
+    if store.kind != EMBEDDINGS:
+        raise InputError(f"{store.path} holds {store.kind}; give the store of embeddings that they were made from")
+    if config.space_id and config.space_id != store.space_id:
+        raise InputError(
+            f"{run} was trained on the space {config.space_id} and {store.path} is of {store.space_id}; "
+            "embed the videos with the encoder of the run, or train a run on this store"
+        )
+    if config.hidden_size != store.dim:  # of an imported checkpoint only the width is known
+        raise InputError(
+            f"{run} takes embeddings {config.hidden_size} wide and those of {store.path} are {store.dim} wide"
+        )
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _load(kind: Any, run: str | Path, **options: Any) -> Any:
+    import torch
+    from safetensors import SafetensorError
+
+    folder = find_run(run)
+    try:
+        model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:  # which transformers fills with random values
+        some = sorted(report["missing_keys"])[0]
+        what = "LV-MAE encoder" if kind.__name__ == "LVMAEModel" else "whole LV-MAE model"
+        raise InputError(f"{run} holds no {what}: its weights lack {some}; give the folder `lvmae pretrain` wrote")
+    return model.eval()
