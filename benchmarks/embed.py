@@ -42,8 +42,8 @@ import numpy as np
 from lvmae.embedding import embed_videos
 from lvmae.encoders import load_encoder
 from lvmae.store import Manifest, StoreWriter, VideoRecord
-from lvmae.video import decoding as decoder
 from lvmae.video.decoding import decode_segments, probe
+from lvmae.video.picture import Cropped
 from lvmae.video.segmentation import SegmentRule
 
 FRAMES, PIXELS = 8, 224  # what the paper's encoder asks for
@@ -170,7 +170,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
     encoder.self_test()
     starts, ends = SegmentRule().segments(min(minutes * 60, probe(path).duration))
     spent = dict.fromkeys(("decode", "convert", "encode", "store"), 0.0)
-    convert = decoder._Converter.__call__
+    convert = Cropped.__call__
 
     def watched(self: Any, *given: Any) -> np.ndarray:
         began = time.process_time()
@@ -178,7 +178,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
         spent["convert"] += time.process_time() - began
         return picture
 
-    decoder._Converter.__call__ = watched  # type: ignore[assignment,method-assign]
+    Cropped.__call__ = watched  # type: ignore[assignment,method-assign]
     began = time.process_time()
     frames = list(
         decode_segments(
@@ -192,7 +192,7 @@ def offline_encoder(path: Path, folder: Path, minutes: float) -> dict[str, Any]:
         )
     )
     spent["decode"] = time.process_time() - began - spent["convert"]
-    decoder._Converter.__call__ = convert  # type: ignore[method-assign]
+    Cropped.__call__ = convert  # type: ignore[method-assign]
     encoder.encode_video(np.stack(frames[:16]))
     began = time.process_time()
     vectors = np.concatenate([encoder.encode_video(np.stack(frames[i : i + 16])) for i in range(0, len(frames), 16)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -60,8 +61,7 @@ def assert_as_played(path: Path, *, sound: bool = False) -> tuple[np.ndarray, np
     times, numbers = shown(path, sound=sound)
     duration = probe(path).duration
     last = float(np.median(np.diff(times)))
-    assert duration == max(duration, times.max()), "frames are left out"
-    assert abs(duration - times[-1] - last) <= max(last, 0.1) + 0.02
+    assert abs(duration - times.max() - last) <= max(last, 0.1) + 0.03
     seconds = max(1.0, duration / 9)
     starts = np.arange(0, duration - seconds / 2, seconds)
     ends = np.append(starts[1:], duration)
@@ -75,3 +75,32 @@ def assert_as_played(path: Path, *, sound: bool = False) -> tuple[np.ndarray, np
         got = [[number_in(frame) for frame in segment] for segment in segments]
         assert got == want.tolist()
     return times, numbers
+
+
+def edited(source: Path, target: Path, pieces: list[tuple[float | None, float]]) -> Path:
+    """An MP4 whose edit list plays these pieces: (start in seconds of the media, or None for nothing to see, length)."""
+    data = bytearray(source.read_bytes())
+
+    def box(start: int, end: int, name: bytes) -> tuple[int, int]:
+        while data[start + 4 : start + 8] != name:
+            start += int.from_bytes(data[start : start + 4])
+            assert start < end
+        return start, int.from_bytes(data[start : start + 4])
+
+    def inside(outer: tuple[int, int], name: bytes) -> tuple[int, int]:
+        return box(outer[0] + 8, sum(outer), name)
+
+    moov = box(0, len(data), b"moov")  # behind the media: nothing there moves
+    trak = inside(moov, b"trak")
+    edts, length = inside(trak, b"edts")
+    first = int.from_bytes(data[edts + 28 : edts + 32])  # where the picture starts in the media, as it was
+    entries = b"".join(
+        struct.pack(">IiI", round(seconds * 1000), -1 if start is None else round(start * 12800) + first, 0x10000)
+        for start, seconds in pieces
+    )
+    elst = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(pieces)) + entries
+    data[edts : edts + length] = struct.pack(">I4s", 8 + len(elst), b"edts") + elst
+    for place, size in (moov, trak):
+        data[place : place + 4] = struct.pack(">I", size + 8 + len(elst) - length)
+    target.write_bytes(data)
+    return target

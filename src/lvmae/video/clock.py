@@ -27,6 +27,7 @@ from av.video.stream import VideoStream
 
 from lvmae.video.container import opened
 from lvmae.video.errors import VideoError
+from lvmae.video.picture import decoded
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
@@ -187,7 +188,7 @@ def every_frame(container: InputContainer, stream: VideoStream) -> Iterator[Vide
     damaged = 0
     for read, packet in enumerate(_readable(packets(container, stream)), 1):
         try:
-            yield from stream.codec_context.decode(packet)
+            yield from decoded(stream, packet)
         except av.error.FFmpegError as error:
             if error.errno == errno.EINVAL:
                 raise VideoError("its pictures are damaged, or too large to decode") from None
@@ -237,12 +238,23 @@ def _declared(container: InputContainer, stream: VideoStream, *, fragmented: boo
     if stream.duration:
         # Of a file in fragments this is the end of the last one, by the file's clock.
         begin = 0 if fragmented else origin if stream.start_time is None else stream.start_time * stream.time_base
-        return float(begin - origin + stream.duration * stream.time_base)
+        seconds = float(begin - origin + stream.duration * stream.time_base)
+        edited = _end_of_edits(stream) if begin and "mov" in container.format.name else None
+        return seconds if edited is None else min(seconds, seconds_at(container, stream, edited))
     tag = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.345000000, the last time stamp
     try:
         return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2]) - float(origin)
     except (IndexError, ValueError):
         return None
+
+
+def _end_of_edits(stream: VideoStream) -> Fraction | None:
+    """The tick at which an MP4 whose picture comes late ends, by its index: FFmpeg may count the wait before it to its length."""
+    shown = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+    if not shown or stream.start_time is None:
+        return None
+    reordering = stream.start_time - shown[0]  # the index has the times of decoding
+    return max(shown) + reordering + frame_ticks(stream)
 
 
 def _end_of_tail(container: InputContainer, stream: VideoStream, declared: float) -> float | None:

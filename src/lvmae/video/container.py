@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from lvmae.files.urls import is_remote
 from lvmae.video.errors import VideoError
+from lvmae.video.picture import has_one_aspect
 from lvmae.video.remote import RemoteFile
 
 # Demuxers that make pictures of text, and those that follow what a file says to other files.
@@ -180,6 +181,7 @@ def _video_stream(container: InputContainer, path: str | os.PathLike[str], threa
             f"its pictures are said to be {context.width} x {context.height}, which is too large to decode"
         )
     context.options = {"max_pixels": str(_MOST_PIXELS)}
+    context.copy_opaque = not has_one_aspect(stream)
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all

@@ -18,19 +18,18 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation
 
 from lvmae.errors import InputError
 from lvmae.video.clock import duration_of, every_frame
 from lvmae.video.container import opened
 from lvmae.video.errors import VideoError
 from lvmae.video.frame_selection import frames_between, pick
+from lvmae.video.picture import FRAMINGS, Cropped, Whole, aspect_of, displayed_size, orientation_of
 
 __all__ = [
     "VideoError",
@@ -64,8 +63,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         first = next(every_frame(container, stream), None)
         if first is None:
             raise VideoError("no frame could be decoded")
-        width, height = _displayed_size(first, stream.sample_aspect_ratio)
-        if round(first.rotation / 90) % 2:
+        width, height = displayed_size(first, aspect_of(first, stream))
+        if orientation_of(first).transposes:
             width, height = height, width
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         codec, rotation = stream.codec_context.name, first.rotation
@@ -96,7 +95,7 @@ def decode_segments(
     Raises VideoError if the file ends before its segments do, or cannot be read further. The segments yielded before are good, and
     the error's `decoded_until` is the end of the last of them.
     """
-    convert = _FRAMINGS[framing](image_size, _INTERPOLATIONS[interpolation])
+    convert = FRAMINGS[framing](image_size, _INTERPOLATIONS[interpolation])
     times, end = _sample_times(starts, ends, num_frames)
     waiting: dict[int, np.ndarray] = {}
     missing: dict[int, int] = {}
@@ -130,7 +129,7 @@ def segment_jpegs(
     times, end = _sample_times(starts, ends, num_frames)
     waiting: dict[int, list[bytes]] = {}
     owed = 0
-    for segment, _, picture in _pictures(path, times, _Whole(height), end=end):
+    for segment, _, picture in _pictures(path, times, Whole(height), end=end):
         waiting.setdefault(segment, []).append(_jpeg(picture))
         while len(waiting.get(owed, ())) == num_frames:
             yield waiting.pop(owed)
@@ -142,7 +141,7 @@ def thumbnails(path: str | os.PathLike[str], times: Sequence[float], height: int
     order = np.argsort(np.asarray(times, np.float64), kind="stable")
     wanted = np.asarray(times, np.float64)[order][:, None]
     pictures: list[bytes] = [b""] * len(order)
-    for i, _, picture in _pictures(path, wanted, _Whole(height), end=0.0):
+    for i, _, picture in _pictures(path, wanted, Whole(height), end=0.0):
         pictures[order[i]] = _jpeg(picture)
     return pictures
 
@@ -154,9 +153,9 @@ def small_frames(
 
     BGR because that is what detectors built on OpenCV read. Raises VideoError where most of the file is damaged.
     """
-    convert = _Whole(height, Interpolation.BILINEAR)
-    for moment, frame, stream in frames_between(path, begin, end):
-        yield moment, np.ascontiguousarray(convert(frame, stream.sample_aspect_ratio)[..., ::-1])
+    convert = Whole(height, Interpolation.BILINEAR)
+    for moment, frame, aspect in frames_between(path, begin, end):
+        yield moment, np.ascontiguousarray(convert(frame, aspect)[..., ::-1])
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
@@ -171,7 +170,7 @@ def still_picture(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
     """A picture file prepared exactly as frames are: uint8 RGB (image_size, image_size, 3). Raises InputError if it is none."""
     try:
         with av.open(os.fspath(path)) as container:
-            return np.ascontiguousarray(_Converter(image_size)(next(container.decode(video=0)), None))
+            return np.ascontiguousarray(Cropped(image_size)(next(container.decode(video=0)), None))
     except (OSError, av.error.FFmpegError, StopIteration, IndexError) as error:
         raise InputError(f"{path} is not a picture that can be read: {error}.") from None
 
@@ -191,7 +190,7 @@ def _sample_times(
 def _pictures(
     path: str | os.PathLike[str],
     times: np.ndarray,
-    convert: _Converter,
+    convert: Cropped,
     *,
     end: float,
     skip: bool = True,
@@ -202,63 +201,8 @@ def _pictures(
     order = np.argsort(flat, kind="stable")
     last: VideoFrame | None = None
     picture: np.ndarray | None = None
-    for place, (frame, stream) in zip(order, pick(path, flat[order], end=end, skip=skip, threads=threads), strict=True):
+    for place, (frame, aspect) in zip(order, pick(path, flat[order], end=end, skip=skip, threads=threads), strict=True):
         if frame is not last:
-            last, picture = frame, convert(frame, stream.sample_aspect_ratio)
+            last, picture = frame, convert(frame, aspect)
         assert picture is not None
         yield *divmod(int(place), times.shape[1]), picture
-
-
-# --- pixels -----------------------------------------------------------------------------------------------------------------
-
-
-def _displayed_size(frame: VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
-    """Width and height in square pixels, before rotation; `aspect` is a pixel's width over its height, if known."""
-    return max(1, round(frame.width * (aspect or 1))), frame.height
-
-
-class _Converter:
-    """Frame -> uint8 RGB (size, size, 3): short side resized, centre cropped, turned upright. One scaler, one thread."""
-
-    def __init__(self, size: int, interpolation: Interpolation = Interpolation.BICUBIC) -> None:
-        self.size = size
-        self.interpolation = interpolation
-        self.scaler = VideoReformatter()
-
-    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
-        scale = self.size / min(width, height)
-        return max(self.size, round(width * scale)), max(self.size, round(height * scale))
-
-    def __call__(self, frame: VideoFrame, aspect: Fraction | None) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4
-        width, height = self.target(*_displayed_size(frame, aspect), turned=bool(turns % 2))
-        scaled: Any = self.scaler.reformat(frame, width, height, "rgb24", interpolation=self.interpolation, threads=1)
-        plane = scaled.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
-        picture = rows[:, : width * 3].reshape(height, width, 3)
-        return self.cut(np.rot90(picture, turns) if turns else picture)
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        top, left = (picture.shape[0] - self.size) // 2, (picture.shape[1] - self.size) // 2
-        return picture[top : top + self.size, left : left + self.size]
-
-
-class _Stretched(_Converter):
-    """Frame -> uint8 RGB (size, size, 3): the whole picture, its aspect given up."""
-
-    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
-        return self.size, self.size
-
-
-_FRAMINGS = {"crop": _Converter, "stretch": _Stretched}
-
-
-class _Whole(_Converter):
-    """Frame -> uint8 RGB (size, W, 3): the whole picture, `size` high once upright."""
-
-    def target(self, width: int, height: int, turned: bool) -> tuple[int, int]:
-        scale = self.size / (width if turned else height)
-        return max(1, round(width * scale)), max(1, round(height * scale))
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(picture)

@@ -40,6 +40,7 @@ from lvmae.video.clock import (
 )
 from lvmae.video.container import opened
 from lvmae.video.errors import VideoError
+from lvmae.video.picture import aspect_of, decoded
 
 SEEK_SECONDS = 15.0
 """A gap between two times that is sought over instead of read through."""
@@ -57,8 +58,8 @@ class _CannotSkip(Exception):
 
 def pick(
     path: str | os.PathLike[str], times: np.ndarray, *, end: float, skip: bool = True, threads: int = 1
-) -> Iterator[tuple[VideoFrame, VideoStream]]:
-    """Yields for each of `times` (N,) seconds, which ascend, its frame and the stream it is of. A frame wanted twice is one object.
+) -> Iterator[tuple[VideoFrame, Fraction | None]]:
+    """Yields for each of `times` (N,) seconds, which ascend, its frame and pixel aspect. A frame wanted twice is one object.
 
     `skip=False` decodes everything. A file that is over clearly before `end` seconds is truncated: VideoError, after what is there.
     """
@@ -70,7 +71,7 @@ def pick(
             fast = _FastPath(container, stream, ticks[done:], end, seeks=seeks)
             try:
                 for frame in fast.frames() if reads else _everything(container, stream, ticks[done:], end):
-                    yield frame, stream
+                    yield frame, aspect_of(frame, stream)
                     done += 1
             except _CannotSkip:
                 # What failed after a seek may go well without one; what failed without would fail again.
@@ -81,8 +82,8 @@ def pick(
 
 def frames_between(
     path: str | os.PathLike[str], begin: float, end: float
-) -> Iterator[tuple[float, VideoFrame, VideoStream]]:
-    """Every frame that appears in [begin, end) seconds: when it does, the frame, and its stream."""
+) -> Iterator[tuple[float, VideoFrame, Fraction | None]]:
+    """Every frame that appears in [begin, end) seconds: when it does, the frame, and its pixel aspect."""
     with opened(path) as (container, stream):
         assert stream.time_base is not None
         if begin > SEEK_SECONDS and not _SEEKING_FORMATS.isdisjoint(container.format.name.split(",")):
@@ -93,7 +94,7 @@ def frames_between(
             if moment >= end:
                 return
             if moment >= begin:
-                yield moment, frame, stream
+                yield moment, frame, aspect_of(frame, stream)
 
 
 def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
@@ -168,7 +169,7 @@ class _FastPath:
         try:
             while True:
                 stop = yield from self._run(position, sought=self._sought_over(position))
-                yield from self._out(self.context.decode(None))
+                yield from self._out(decoded(self.stream, None))
                 if stop is None:
                     break
                 position = stop
@@ -194,7 +195,7 @@ class _FastPath:
         """Goes on from where the container is; returns where it stopped to seek, or None when it is through."""
         entered = not sought  # whether the decoder has seen what the next group leans on
         for group, following in _groups(self.container, self.stream):
-            if sought and (group.key > self.ticks[self.place] or group.entry is _Entry.NEVER):
+            if sought and (max(group.key, group.first) > self.ticks[self.place] or group.entry is _Entry.NEVER):
                 raise _CannotSkip
             if sought and group.key < position:
                 self.seeks = False  # the index leads back: read on from here
@@ -207,14 +208,14 @@ class _FastPath:
             for packet in group.packets[:needed]:
                 if self.may_skip:
                     self.context.skip_frame = "DEFAULT" if packet.pts in asked else "NONREF"
-                yield from self._out(self.context.decode(packet))
+                yield from self._out(decoded(self.stream, packet))
             entered = needed == len(group.packets)
             if following is None or self.place == len(self.ticks):
                 break
             if self._is_far(following.key):
                 return following.key
             if not entered and following.entry is _Entry.AFRESH:
-                yield from self._out(self.context.decode(None))
+                yield from self._out(decoded(self.stream, None))
                 self.context.flush_buffers()
         return None
 
@@ -224,7 +225,8 @@ class _FastPath:
         if following is not None:
             until = int(np.searchsorted(self.ticks, following.first))
         else:
-            over = max(_stamp(p) + (p.duration or frame_ticks(self.stream)) for p in group.packets)
+            shown = [p for p in group.packets if not p.is_discard] or group.packets
+            over = max(_stamp(p) + (p.duration or frame_ticks(self.stream)) for p in shown)
             self.truncated = _truncation(seconds_at(self.container, self.stream, over), self.end)
             if self.truncated is not None:
                 until = int(np.searchsorted(self.ticks, float(over)))
@@ -302,9 +304,15 @@ def _groups(container: InputContainer, stream: VideoStream) -> Iterator[tuple[_G
             raise _CannotSkip
         if packet.is_keyframe and gop:
             group = close(gop)
-            if before is not None:
-                yield before, group
-            before, gop, size = group, [], 0
+            if before is not None and not len(group.stamps):
+                before.packets.extend(
+                    gop
+                )  # an edit list leaves all of it out; the next one may lean on it nevertheless
+            else:
+                if before is not None:
+                    yield before, group
+                before = group
+            gop, size = [], 0
         gop.append(packet)
         size += packet.size
         if size > _GOP_BYTES:
