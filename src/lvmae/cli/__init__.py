@@ -30,7 +30,7 @@ _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     with console():
-        return _run(_parser().parse_args(argv))
+        return _run(build_parser().parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -66,7 +66,7 @@ def _tell() -> None:
         logger.setLevel(logging.INFO)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lvmae",
         description="Learn from, represent, search and understand long videos (LV-MAE).",
