@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvmae.encoders import SegmentEncoder, load_encoder
+from lvmae.encoders.half_precision import is_norm
 from lvmae.errors import WorkError
 from lvmae.video.decoding import decode_segments
 
@@ -152,6 +153,16 @@ def holds_the_contract(encoder: SegmentEncoder, name: str, *, in_time: bool = Tr
         np.testing.assert_allclose(alone, texts, atol=2e-6)
         assert np.abs(texts[0] - texts[1]).max() > 1e-3
     encoder.self_test()
+
+    half: Any = load_encoder(name, **(encoder.options | {"dtype": "bfloat16"}), device="cpu")
+    assert (half.encode_video(frames) * vectors).sum(1).min() > 0.999
+    if encoder.has_text:
+        assert (half.encode_text(TEXTS) * encoder.encode_text(TEXTS)).sum(1).min() > 0.998
+    kinds: dict[bool, set[torch.dtype]] = {}
+    for module in half._network.modules():
+        kinds.setdefault(is_norm(module), set()).update(p.dtype for p in module.parameters(recurse=False))
+    assert kinds.pop(True, {torch.float32}) == {torch.float32}
+    assert kinds == {False: {torch.bfloat16}}
 
     again = load_encoder(name, **encoder.options)
     assert again.space_id == encoder.space_id

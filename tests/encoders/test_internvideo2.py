@@ -103,11 +103,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS: dict[str, Any] = {"image_size": SIZE, "device": "cpu"}
 
 
-def test_contract(folder: Path) -> None:
+def test_contract(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder("internvideo2", model=str(folder), trust_remote_code="true", **OPTIONS)
     assert (encoder.dim, encoder.num_frames, encoder.image_size) == (12, 4, SIZE)
     assert (encoder.interpolation, encoder.framing, encoder.licence) == ("bilinear", "stretch", "mit")
     assert "trust_remote_code" not in encoder.options
+    monkeypatch.setenv("LVMAE_TRUST_REMOTE_CODE", os.fspath(folder))
     holds_the_contract(encoder, "internvideo2")
 
 
@@ -164,10 +165,11 @@ def test_a_change_of_the_code_is_another_space(folder: Path, tmp_path: Path) -> 
     assert len(spaces) == 2
 
 
-def test_without_texts(tmp_path: Path) -> None:
+def test_without_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _repository(tmp_path / "vision_only", "")
     encoder = load_encoder("internvideo2", model=str(path), trust_remote_code=True, num_frames=8, **OPTIONS)
     assert (encoder.dim, encoder.has_text) == (12, False)
+    monkeypatch.setenv("LVMAE_TRUST_REMOTE_CODE", os.fspath(path))
     holds_the_contract(encoder, "internvideo2")
     with pytest.raises(InputError, match="no text side"):
         encoder.encode_text(["a"])

@@ -39,9 +39,10 @@ class _FrameAverage(HubEncoder):
         num_frames: int = 8,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         frames = whole_number("num_frames", num_frames)
-        super().__init__(fetch(model or self.default_model, revision), device=device, dtype=dtype)
+        super().__init__(fetch(model or self.default_model, revision), device=device, dtype=dtype, compile=compile)
         pixels = Pixels.of(self.snapshot.processor())
         self._network, dim = self._load(self.snapshot)
         self._network.to(self.device)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,11 @@ import torch
 from torch import nn
 
 from lvmae.devices import pick_device
+from lvmae.encoders.half_precision import lower_precision, natural_dtype, repeated_blocks
 from lvmae.encoders.photographs import photograph
-from lvmae.errors import InputError, WorkError
+from lvmae.encoders.transfer import Transfer
+from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.process import say
 
 # What a model consists of: configuration and tokenizer, weights, and, only where there are no such weights, pickled ones.
 FILES = ("*.json", "*.txt", "*.model", "README.md")
@@ -404,8 +408,10 @@ class HubEncoder(ABC):
     Every adapter takes, beside what is its own:
     `model`: a hub repository or a folder. `revision`: branch, tag or commit; what it stood for when first used goes into `options`,
     so a store's manifest pins the commit. `device`: `auto`, `cpu`, `cuda`, ...; not in `options`, because it does not change
-    the space. `dtype`: `auto` (float32 on a CPU, bfloat16 autocast on a GPU), `float32`, `bfloat16` or `float16`. Weights, norms,
-    softmax and residuals stay float32; the rest is rounded, which moves a vector slightly but does not make another space.
+    the space. `dtype`: `auto` (float32 on a CPU, bfloat16 elsewhere), `float32`, `bfloat16` or `float16`: that of weights and
+    activations, while norms and softmax are computed in float32; it moves a vector slightly and does not make another space.
+    `compile`: `auto` (on CUDA), `true` or `false`: whether an encoding process of a job compiles the network's layers; what fails
+    to compile runs as it is.
     """
 
     name: str
@@ -423,17 +429,25 @@ class HubEncoder(ABC):
     _network: Any  # these two are the adapter's to set
     _tokenizer: Any
 
-    def __init__(self, snapshot: Snapshot, *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, snapshot: Snapshot, *, device: str = "auto", dtype: str = "auto", compile: bool | str = "auto"
+    ) -> None:
         self.snapshot = snapshot
         self.device = pick_device(device)
         self.on_accelerator = self.device.type != "cpu"
         self._dtype_option = one_of("dtype", dtype, tuple(_DTYPES))
-        self._dtype = _DTYPES[dtype] or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
+        self._dtype = _DTYPES[dtype] or natural_dtype(self.device)
+        self._compiles = self.device.type == "cuda" if compile == "auto" else yes_or_no("compile", compile)
+        self._transfer = Transfer(self.device)
+        self._most = sys.maxsize  # segments or texts at once that the device has memory for
+        self._batch_size = 0  # that every batch is filled up to, so that shapes do not change
 
     def _describe(
         self, *, dim: int, num_frames: int, pixels: Pixels, pooling: str, options: dict[str, Any] | None = None
     ) -> None:
-        """States the encoder's public attributes. `pooling` says how T frames become one vector, in a word for the `space_id`.
+        """States the encoder's public attributes, and lowers its network to its type of numbers.
+
+        `pooling` says how T frames become one vector, in a word for the `space_id`.
 
         `options` are the adapter's own; a pooling or option that changes the space must show in `pooling`.
         """
@@ -444,6 +458,8 @@ class HubEncoder(ABC):
         self.options = {"model": self.snapshot.model, "revision": self.snapshot.revision} | (options or {})
         self.options["dtype"] = self._dtype_option
         self.space_id = f"{self.name}-1/{self.snapshot.identity}/{num_frames}x{pixels}/{pooling}"
+        if self._dtype != torch.float32:
+            lower_precision(self._network, self._dtype)
 
     @abstractmethod
     def _embed_video(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -463,10 +479,42 @@ class HubEncoder(ABC):
                 f"frames must be uint8 (B, {', '.join(map(str, wanted))}), not {frames.dtype} {frames.shape}"
             )
 
-        def embed(part: np.ndarray) -> torch.Tensor:
-            return self._embed_video(self.pixels(torch.tensor(part, device=self.device)))
+        return self.encode_staged(self.stage([*frames])) if len(frames) else self._normalised([])
 
-        return self._normalised([*self._in_parts(embed, frames)])
+    def stage(self, segments: Sequence[np.ndarray]) -> Any:
+        """Segments' frames, uint8 (T, S, S, 3) each, on their way to the device as bytes; `encode_staged` waits for them."""
+        return self._transfer(segments, fill_to=self._batch_size), len(segments)
+
+    def encode_staged(self, staged: Any) -> np.ndarray:
+        """What `stage` gave -> float32 (B, dim), L2-normalised."""
+        arriving, count = staged
+
+        def embed(part: torch.Tensor) -> torch.Tensor:
+            return self._embed_video(self.pixels(part))
+
+        return self._normalised([*self._in_parts(embed, arriving())])[:count]
+
+    def warm_up(self, batch_size: int) -> None:
+        """Prepares for batches of one size: compiles, where that is wanted, and finds out how much memory they take."""
+        blank = np.zeros((batch_size, self.num_frames, self.image_size, self.image_size, 3), np.uint8)
+        if self._compiles:
+            self._batch_size = batch_size
+            blocks = repeated_blocks(self._network)
+            for block in blocks:
+                block.compile(dynamic=False)
+            try:
+                self.encode_video(blank)
+            except LVMAEError:
+                raise
+            except Exception as error:  # no compiler, or what it cannot compile
+                say(f"The encoder {self.name!r} runs uncompiled: {type(error).__name__}: {str(error).strip()[:200]}")
+                for block in blocks:
+                    block._compiled_call_impl = None
+            else:
+                return
+        if self.on_accelerator:
+            self._batch_size = batch_size
+            self.encode_video(blank)
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
         """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError where there is no text side."""
@@ -501,21 +549,23 @@ class HubEncoder(ABC):
         """embed(batch), or of its halves where the device has too little memory for all of it."""
         if not len(batch):
             return
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32),
-            ):
-                vectors = embed(batch).float().cpu()
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise WorkError(
-                    f"{self.device} has too little memory for {self.snapshot.model}: free some, or use the option device=cpu."
-                ) from None
-        else:
-            yield vectors
-            return
-        # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
+        if len(batch) <= self._most:
+            try:
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32),
+                ):
+                    vectors = embed(batch).float().cpu()
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise WorkError(
+                        f"{self.device} has too little memory for {self.snapshot.model}: free some, or use the option device=cpu."
+                    ) from None
+            else:
+                yield vectors
+                return
+            # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
+            self._most = math.ceil(len(batch) / 2)
         half = math.ceil(len(batch) / 2)
         yield from self._in_parts(embed, batch[:half])
         yield from self._in_parts(embed, batch[half:])

@@ -51,10 +51,11 @@ class InternVideo2(HubEncoder):
         image_size: int = 224,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         frames, size = whole_number("num_frames", num_frames), whole_number("image_size", image_size)
         _require_permission(model, yes_or_no("trust_remote_code", trust_remote_code))
-        super().__init__(fetch(model, revision, files=(*FILES, "*.py")), device=device, dtype=dtype)
+        super().__init__(fetch(model, revision, files=(*FILES, "*.py")), device=device, dtype=dtype, compile=compile)
         self._network = self._load().to(self.device)
         self.has_text = hasattr(self._network, "get_txt_feat")
         self._describe(
@@ -101,12 +102,10 @@ class InternVideo2(HubEncoder):
 
 
 def _require_permission(model: str, given: bool) -> None:
-    """Raises InputError unless the user allows this model's code; permission given as an option goes on to child processes."""
+    """Raises InputError unless the user allows this model's code: by the option, or in the environment."""
     folder = Path(model).expanduser()
     model = str(folder.resolve()) if folder.is_dir() else model  # as a store's manifest has it
-    if given:
-        os.environ[_PERMISSION] = model
-    if os.environ.get(_PERMISSION) != model:
+    if not given and os.environ.get(_PERMISSION) != model:
         raise InputError(
             f"InternVideo2 runs Python code out of {model}: if you trust it, give the option trust_remote_code=true (or, to "
             f"commands that only read a store, {_PERMISSION}={model} in the environment); without it, embed elsewhere and use "

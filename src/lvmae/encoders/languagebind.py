@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
@@ -54,8 +55,9 @@ class LanguageBind(HubEncoder):
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
-        super().__init__(fetch(model, revision), device=device, dtype=dtype)
+        super().__init__(fetch(model, revision), device=device, dtype=dtype, compile=compile)
         config = _configuration(self.snapshot)
         self._network = _load(self.snapshot, config).to(self.device)
         self._tokenizer = load_tokenizer(self.snapshot, CLIPTokenizer)
@@ -144,14 +146,26 @@ class _Layer(CLIPEncoderLayer):  # type: ignore[no-untyped-call]
         self.temporal_layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        batch, frames, places, width = x.shape
-        if frames > 1:
+        if x.shape[1] > 1:
             x = x + self.temporal_embedding[:, :, None]
-        over_time = self.temporal_layer_norm1(x).transpose(1, 2).reshape(batch * places, frames, width)
-        attended, _ = self.temporal_attn(over_time)
-        x = x + attended.reshape(batch, places, frames, width).transpose(1, 2)
+        x = x + self._over_time(self.temporal_layer_norm1(x))
         each_frame: torch.Tensor = super().forward(x.flatten(0, 1), attention_mask=None)  # type: ignore[arg-type]
-        return each_frame.reshape(batch, frames, places, width)
+        return each_frame.reshape(x.shape)
+
+    def _over_time(self, x: torch.Tensor) -> torch.Tensor:
+        """Each place attends to itself in the other frames, (B, T, N, width) -> the same.
+
+        Places are to the attention what its heads are, side by side in memory: one call for all of them, and nothing is copied.
+        """
+        batch, frames, places, width = x.shape
+        own = self.temporal_attn
+        query, key, value = (
+            projection(x).view(batch, frames, places * own.num_heads, own.head_dim).transpose(1, 2)
+            for projection in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        mixed = scaled_dot_product_attention(query, key, value, scale=own.scale)  # (B, N heads, T, head width)
+        attended: torch.Tensor = own.out_proj(mixed.transpose(1, 2).reshape(batch, frames, places, width))
+        return attended
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------------

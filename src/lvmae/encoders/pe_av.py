@@ -49,11 +49,12 @@ class PEAV(HubEncoder):
         num_frames: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         if find_spec("timm") is None:
             raise InputError("The encoder 'pe-av' needs timm: pip install 'lvmae[pe-av]'.")
         frames = None if num_frames is None else whole_number("num_frames", num_frames)
-        super().__init__(fetch(model, revision), device=device, dtype=dtype)
+        super().__init__(fetch(model, revision), device=device, dtype=dtype, compile=compile)
         processor = self.snapshot.processor()
         frames = frames or processor.get("num_frames") or _FRAMES
         self._network = _load(self.snapshot)

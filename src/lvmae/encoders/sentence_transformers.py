@@ -53,6 +53,7 @@ class SentenceTransformers(HubEncoder):
         seconds: float = 5.0,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         frames = whole_number("num_frames", num_frames)
         self._seconds = _positive("seconds", seconds)
@@ -63,8 +64,8 @@ class SentenceTransformers(HubEncoder):
             weights=("*.safetensors",),
             pickled_weights=("*pytorch_model*.bin",),
         )
-        super().__init__(snapshot, device=device, dtype=dtype)
-        self._model = _load(snapshot, self.device)
+        super().__init__(snapshot, device=device, dtype=dtype, compile=compile)
+        self._network = self._model = _load(snapshot, self.device)
         self.has_text = self._model.supports("text")
         self._takes_video = self._model.supports("video")
         if not self._takes_video and not self._model.supports("image"):

@@ -32,11 +32,12 @@ class VideoPrism(HubEncoder):
         num_frames: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         from transformers import VideoPrismClipModel
 
         frames = None if num_frames is None else whole_number("num_frames", num_frames)
-        super().__init__(fetch(model, revision), device=device, dtype=dtype)
+        super().__init__(fetch(model, revision), device=device, dtype=dtype, compile=compile)
         self._network = load_pretrained(VideoPrismClipModel, self.snapshot)
         self._network.to(self.device)
         self._tokenizer = load_tokenizer(self.snapshot)

@@ -41,10 +41,11 @@ class XCLIP(HubEncoder):
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         from transformers import XCLIPModel
 
-        super().__init__(fetch(model, revision), device=device, dtype=dtype)
+        super().__init__(fetch(model, revision), device=device, dtype=dtype, compile=compile)
         self._network = load_pretrained(XCLIPModel, self.snapshot)
         self._network.to(self.device)
         self._tokenizer = load_tokenizer(self.snapshot)
