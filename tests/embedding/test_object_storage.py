@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import pytest
 
 from films import write_film
 from lvmae.embedding import EmbedSummary, embed_videos
-from lvmae.errors import InputError, WorkError
+from lvmae.errors import InputError, OutageError, WorkError
 from lvmae.store import EmbeddingStore, Failure, Manifest, StoreWriter, VideoRecord, merge_stores
 from lvmae.store.folder import StoreFolder
 
@@ -181,6 +185,93 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path, videos: str, buck
     summary = embed(videos, out)
     assert (summary.skipped, summary.embedded) == (len(before), 6 - len(before))
     embed(folder, tmp_path / "here")
+    assert contents(out) == contents(tmp_path / "here")
+
+
+@pytest.fixture
+def gate(server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The server as seen through a gate that can be shut."""
+    started = Gate(server)
+    threading.Thread(target=started.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{started.server_address[1]}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield started
+    started.shutdown()
+
+
+class Gate(http.server.ThreadingHTTPServer):
+    """Passes requests on; what is asked of videos is answered as S3 answers a token that has expired, once it is shut."""
+
+    daemon_threads = True
+
+    def __init__(self, server: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Passing)
+        self.server_url, self.open_for = server, 100  # so many videos may be asked for
+        self.asked: dict[str, None] = {}
+
+
+class _Passing(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Gate
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        asked, name = self.server.asked, urllib.parse.urlsplit(self.path).path
+        if name.endswith(".mp4"):
+            asked.setdefault(name)
+        if name in list(asked)[self.server.open_for :]:
+            word = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+            self._answer(400, {"Content-Type": "application/xml"}, word)
+            return
+        where = urllib.parse.urlsplit(self.server.server_url)
+        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=60)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        self._answer(answer.status, dict(answer.getheaders()), answer.read())
+        connection.close()
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        left_out = {"transfer-encoding", "connection", "date", "server"}
+        left_out |= set() if self.command == "HEAD" else {"content-length"}
+        for name, value in headers.items():
+            if name.lower() not in left_out:
+                self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_token_that_expires_stops_the_job_and_a_resumed_one_that_is_killed_loses_nothing(
+    folder: Path, videos: str, bucket: str, gate: Gate, tmp_path: Path
+) -> None:
+    out, log = f"{bucket}/store", tmp_path / "log"
+    names = ["0.mp4", "2.mp4", "4.mp4"]
+    urls = [f"{videos}/{name}" for name in names]
+    gate.open_for = 1
+    with pytest.raises(OutageError, match=r"1 files in a row cannot be reached.*credentials may have expired"):
+        embed(urls, out, encoder_options={"log": str(log)}, outage_after=1)
+    assert len(EmbeddingStore(out)) == 1
+    gate.open_for = 100
+    log.unlink()
+    script = SCRIPT.replace("videos, out, log = sys.argv[1:]", "out, log, *videos = sys.argv[1:]")
+    job = subprocess.Popen(
+        [sys.executable, "-c", script, out, str(log), *urls], cwd=Path(__file__).parent, process_group=0
+    )
+    wait_for(lambda: log.exists() and log.stat().st_size > 0)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    kept = len(EmbeddingStore(out))
+    summary = embed(urls, out, encoder_options={"log": str(log)})
+    assert (summary.skipped, summary.embedded, summary.failed) == (kept, 3 - kept, 0)
+    embed([folder / name for name in names], tmp_path / "here")
     assert contents(out) == contents(tmp_path / "here")
 
 

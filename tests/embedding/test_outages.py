@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,3 +282,31 @@ def test_a_store_in_use_is_waited_for_if_asked(folder: Path, tmp_path: Path) -> 
     assert job.wait(timeout=60) == 0
     job.stderr.close()
     assert sorted(EmbeddingStore.open(out).ids) == ["0", "1", "2"]
+
+
+def test_a_store_that_is_deleted_under_its_job_is_an_error(folder: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "store", tmp_path / "store.log"
+    job = subprocess.Popen(_command(folder, out), env=_environment(), stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not log.exists() or log.stat().st_size < 1:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    shutil.rmtree(out)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "was deleted while it was written to" in said
+    assert "Traceback" not in said
+    assert embed(folder, out, encoder_options={"trouble": f"log={log}"}).embedded == 3  # nothing is in its way
+
+
+def test_what_an_encoder_gives_that_is_no_number_is_a_failure(folder: Path, tmp_path: Path) -> None:
+    summary = embed(folder, tmp_path / "store", encoder=f"{__name__}:Nan")
+    assert (summary.embedded, summary.failed) == (0, 3)
+    assert "values that are not finite" in summary.failures[0].reason
+
+
+class Nan(Mean):
+    """An encoder whose arithmetic overflows."""
+
+    def encode_video(self, frames: np.ndarray) -> np.ndarray:
+        return np.full((len(frames), 4), np.nan, np.float32)

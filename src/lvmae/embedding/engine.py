@@ -204,7 +204,11 @@ def embed_videos(
                     postponed.pop(file.id, None)
                     out_of_reach = out_of_reach + 1 if isinstance(event, Postponed) and event.outage else 0
                     if isinstance(event, VideoRecord):
-                        writer.add(event)
+                        try:
+                            writer.add(event)
+                        except ValueError as error:  # an encoder's vectors that are no numbers, say
+                            writer.fail(event.id, event.source, f"it cannot be stored: {error}", event.identity)
+                            continue
                         embedded, segments = embedded + 1, segments + len(event.starts)
                         seconds += event.duration
                     elif isinstance(event, Failure):

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lvmae.errors import InputError
+from lvmae.errors import InputError, OutageError
+from lvmae.files.outages import passes_with_time
 from lvmae.files.table_files import cell_text, read_table
-from lvmae.files.urls import file_system, is_url
+from lvmae.files.urls import file_system, is_url, without_secrets
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -191,8 +192,9 @@ def _at_url(url: str) -> Iterator[_Found]:
     try:
         listed: Mapping[str, Any] = files.find(root, detail=True)
     except Exception as error:  # each store of objects has its own
-        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{url} cannot be listed: {said}.") from None
+        said = without_secrets(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+        kind = OutageError if passes_with_time(error) else InputError
+        raise kind(f"{without_secrets(url)} cannot be listed: {said}.") from None
     inside = [path for path in sorted(listed) if _looks_like_video(posixpath.basename(path))]
     if not inside:
         raise InputError(f"There is no video in {url}: {_LOOKED_FOR}.")

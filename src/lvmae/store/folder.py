@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.errors import InputError, LVMAEError, OutageError, WorkError
+from lvmae.files.outages import is_refusal, passes_with_time
 from lvmae.files.urls import file_system, without_secrets
 from lvmae.files.writing import reason, replacing
 from lvmae.store.format import (
@@ -142,7 +143,9 @@ class StoreFolder:
                 ) from None
             what = without_secrets(" ".join(str(error).split())) or type(error).__name__
             said = f"{self.said} cannot be reached: {what}".rstrip(".")
-            if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+            if passes_with_time(error):
+                raise OutageError(f"{said}; nothing that is stored is lost, so rerun when it can be reached") from None
+            if is_refusal(error) or "Credential" in type(error).__name__:
                 raise InputError(f"{said}; check the credentials that this machine has for it") from None
             raise WorkError(f"{said}; nothing that is stored is lost, so try again when it can be reached") from None
 

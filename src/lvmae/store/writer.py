@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lvmae.errors import InputError
+from lvmae.errors import InputError, WorkError
 from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.files.locks import Lock
 from lvmae.files.urls import without_secrets
@@ -183,6 +183,10 @@ class StoreWriter:
     def commit(self) -> None:
         """Writes what is buffered as one shard a table; afterwards it is safe from any crash. Ctrl-C waits for its end."""
         self._committed_at = time.monotonic()
+        if self._folder.read("manifest.json") is None:
+            lost = f", and {len(self._rows)} videos that were not committed yet are lost" if self._rows else ""
+            self._rows, self._failures, self._bytes = [], [], 0
+            raise WorkError(f"{self._folder.said} was deleted while it was written to{lost}; rerun to make it again")
         with _uninterrupted():
             # Failures first: a shortened video is never in the store without its reason.
             if self._failures:

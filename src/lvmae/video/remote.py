@@ -14,15 +14,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable
 from typing import Any
 
-from lvmae.files.urls import without_secrets
+from lvmae.files.outages import answer_of, is_outage, is_refusal, retry_after
 from lvmae.video.errors import Outage, VideoError
 
-__all__ = ["Outage", "RemoteFile", "is_outage", "set_patience"]
+__all__ = ["Outage", "RemoteFile", "set_patience"]
 
 _BLOCK_BYTES = 4 << 20
 _BLOCKS = 8
@@ -30,7 +28,6 @@ _ATTEMPTS = 5
 _REFUSED_ATTEMPTS = 2  # access that is refused comes back with new credentials, not with time
 _FIRST_PAUSE = 0.5  # seconds; each is twice the one before
 _STALL_SECONDS = 30.0  # without an answer
-_OF_THE_SERVER = frozenset({401, 403, 407, 408, 425, 429})  # statuses below 500 that say nothing about the file
 
 
 class _Limits:
@@ -108,12 +105,12 @@ class RemoteFile:
                 raise
             except Exception as error:
                 attempts += 1
-                said = f"{what}: {_said(error)}"
+                said = f"{what}: {answer_of(error)}"
                 if not is_outage(error):
                     raise _of_the_file(error, self.name, said) from None
-                asked = _retry_after(error)
+                asked = retry_after(error)
                 pause = pause if asked is None else asked
-                most = _REFUSED_ATTEMPTS if _is_refusal(error) else _ATTEMPTS
+                most = _REFUSED_ATTEMPTS if is_refusal(error) else _ATTEMPTS
                 if attempts >= most or time.monotonic() + pause > end:
                     wait = f"; the server asks to wait {asked:.0f} s" if asked else ""
                     raise Outage(f"{said}{wait}") from None
@@ -166,89 +163,9 @@ class _Caller:
         self._asked.put(None)
 
 
-# --- whose fault it is ------------------------------------------------------------------------------------------------------
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether what a client of fsspec raises is about the server, the network or the credentials, and not about the file."""
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in _OF_THE_SERVER or 300 <= status < 400
-    links = list(_chain(error))
-    if any(kind.__name__ in _CLIENT_ERRORS for link in links for kind in type(link).__mro__):
-        return True  # fsspec calls a URL that it cannot ask for "not found"
-    return isinstance(links[-1], OSError) and not isinstance(
-        links[-1], FileNotFoundError | IsADirectoryError | NotADirectoryError
-    )
-
-
-# By name, because their packages need not be installed: aiohttp, botocore, gcsfs.
-_CLIENT_ERRORS = frozenset({"ClientError", "BotoCoreError", "HTTPClientError", "HttpError", "FSTimeoutError"})
-
-
-def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, PermissionError) or _status(error) in (401, 403, 407)
-
-
 def _of_the_file(error: Exception, url: str, said: str) -> VideoError:
     if isinstance(error, FileNotFoundError):
         return VideoError("there is no such file")
     if isinstance(error, ImportError):
         return VideoError(f"reading {url.split('://', 1)[0]}:// needs another package: {error}")
     return VideoError(said)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it: clients wrap a server's answer, fsspec even as a file that is not there."""
-    link: BaseException | None = error
-    for _ in range(8):
-        if link is None:
-            return
-        yield link
-        link = link.__cause__
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that a server gave, if it did."""
-    for link in _chain(error):
-        response = getattr(link, "response", None)  # botocore's
-        if isinstance(response, dict):
-            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            found = getattr(link, "status" if hasattr(link, "status") else "code", None)
-        if isinstance(response, dict) and found == 400:
-            return 401  # so S3 says that a token has expired; to a HEAD without a word more
-        if isinstance(found, int | str) and str(found).isdigit() and int(found):
-            return int(found)
-    return None
-
-
-def _retry_after(error: BaseException) -> float | None:
-    """The seconds that the server asks to wait."""
-    for link in _chain(error):
-        response = getattr(link, "response", None)
-        headers = (
-            response.get("ResponseMetadata", {}).get("HTTPHeaders")
-            if isinstance(response, dict)
-            else getattr(link, "headers", None)
-        )
-        stated = next((v for k, v in dict(headers or {}).items() if str(k).lower() == "retry-after"), None)
-        if stated is None:
-            continue
-        with contextlib.suppress(ValueError, TypeError):
-            if str(stated).strip().isdigit():
-                return float(stated)
-            return max(0.0, (parsedate_to_datetime(str(stated)) - datetime.now(UTC)).total_seconds())
-    return None
-
-
-def _said(error: BaseException) -> str:
-    """What went wrong, in a line, without the URL's secrets: of an answer of a server its status."""
-    status = _status(error)
-    names = [type(link).__name__ for link in _chain(error)]
-    if "TooManyRedirects" in names:
-        return "the server redirects in circles"
-    text = without_secrets(" ".join(str(error).split())) or type(error).__name__
-    if status is not None:
-        return f"the server answered {status}" + (f" ({text})" if isinstance(error, OSError) and error.errno else "")
-    return f"{type(error).__name__}: {text}"
