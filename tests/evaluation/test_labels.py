@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from lvmae.errors import InputError
 from lvmae.evaluation import load_labels
-from lvmae.evaluation.labels import SPLITS, Task, found_in, match_ids
+from lvmae.evaluation.matching import match_ids
+from lvmae.evaluation.splits import SPLITS
+from lvmae.evaluation.task import Task, found_in
 
 
 def _file(tmp_path: Path, *lines: str, name: str = "labels.csv") -> Path:
@@ -56,10 +58,10 @@ def test_a_split_column_is_kept_for_every_seed(tmp_path: Path) -> None:
     task = load_labels(_file(tmp_path, "ID\tLabel\tSplit", *lines, name="labels.tsv"))
     for seed in (0, 1):
         rows = task.split(seed)
-        assert {name: rows[name].tolist() for name in SPLITS} == {
-            "train": [0, 1, 6, 7],
-            "val": [2, 3, 8, 9],
-            "test": [4, 5, 10, 11],
+        assert {name: sorted(task.ids[row] for row in rows[name]) for name in SPLITS} == {
+            "train": ["v0", "v1", "v6", "v7"],
+            "val": ["v2", "v3", "v8", "v9"],
+            "test": ["v10", "v11", "v4", "v5"],
         }
 
 
@@ -91,14 +93,20 @@ def test_seeds_draw_different_splits() -> None:
 
 def test_names_match_ids_by_their_end_where_that_is_unique() -> None:
     known = ["a/one.mp4", "b/two.mp4", "c/two.mp4", "three"]
-    names = ["a/one.mp4", "one.mp4", "one", "c/two.mp4", "three.mkv", "four"]
-    assert match_ids(names, known, "labels.csv") == [0, 0, 0, 2, 3, None]
+    names = ["a/one.mp4", "c/two.mp4", "three.mkv", "four"]
+    matches = match_ids(names, known, "labels.csv")
+    assert matches.places == [0, 2, 3, None]
+    assert matches.loose == (("three.mkv", "three"),)
+    for name in ("one.mp4", "one", "x/a/one.mp4"):
+        assert match_ids([name], known, "labels.csv").places == [0]
+    assert match_ids(["b/one.mp4", "x/three"], ["a/one.mp4", "y/three"], "labels.csv").places == [None, None]
     with pytest.raises(InputError, match=r"'two' in labels.csv fits several videos .* 'b/two.mp4' and 'c/two.mp4'"):
         match_ids(["two"], known, "labels.csv")
 
 
 def test_a_dot_in_a_name_is_not_a_suffix_where_it_matches_whole() -> None:
-    assert match_ids(["x.1", "x.2"], ["x.1", "x.2"], "l") == [0, 1]
+    assert match_ids(["x.1", "x.2"], ["x.1", "x.2"], "l").places == [0, 1]
+    assert match_ids(["x.1", "x.part2"], ["x.2", "x.part1", "x"], "l").places == [None, None]
 
 
 def test_what_the_store_lacks_is_listed() -> None:
@@ -153,14 +161,16 @@ def test_a_wrong_file_gets_one_sentence(lines: list[str], sentence: str, tmp_pat
 def test_unknown_videos_are_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, "id,label", *_many("x", "y"))
     known = [f"v{i}.mp4" for i in range(8)]
-    with pytest.raises(InputError, match=r"2 of the 10 videos in .* are not in the store, such as 'v8', 'v9'"):
-        load_labels(path, known=known)
-    assert len(load_labels(path, known=[*known, "v8", "v9"])) == 10
+    assert len(load_labels(path, known=known)) == 10  # what is missing is counted where the store is read
+    here, _ = found_in(load_labels(path), known)
+    assert (len(here), here.missing) == (8, ("v8", "v9"))
+    with pytest.raises(InputError, match=r"10 of the 10 videos in .* are not in the store, such as 'v0', .* like 'w0'"):
+        load_labels(path, known=["w0", "w1"])
 
 
 def test_one_video_under_two_names_is_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, HEADER, "a.mp4,x,train", "a,x,test", "b,y,val", "c,y,train")
-    with pytest.raises(InputError, match=r"video 'a.mp4' is in both train and test"):
+    with pytest.raises(InputError, match=r"'a.mp4' and 'a' in .* are both the store's video 'a.mp4'"):
         load_labels(path, known=["a.mp4", "b", "c"])
 
 

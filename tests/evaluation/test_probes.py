@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from lvmae.evaluation.features import LEARNT, RAW, Features
 from lvmae.evaluation.fitting import fit
-from lvmae.evaluation.labels import Task
 from lvmae.evaluation.probes import AttentiveProbe, heads_for
 from lvmae.evaluation.settings import ProbeSettings
+from lvmae.evaluation.task import Task
 
 CPU = torch.device("cpu")
 SHORT = ProbeSettings(linear_min_steps=0, attentive_min_steps=0)

@@ -73,35 +73,51 @@ def test_only_features_that_carry_order_solve_what_order_decides(table: ProbeTab
 
 def test_the_table_says_on_what_it_stands(table: ProbeTable) -> None:
     assert table.counts == {"train": 36, "val": 12, "test": 12}
-    assert table.chance == pytest.approx({"most frequent class": 100 / 6, "1 / classes": 100 / 6})
+    assert table.chance == pytest.approx(
+        {"majority of train": 100 / 6, "most frequent class": 100 / 6, "1 / classes": 100 / 6}
+    )
     assert [(row.features, row.probe) for row in table.rows] == [
         ("raw embeddings", "linear"),
+        ("raw embeddings", "linear mean+std"),
+        ("raw embeddings", "knn"),
         ("raw embeddings", "attentive"),
         ("LV-MAE", "linear"),
+        ("LV-MAE", "linear cls"),
+        ("LV-MAE", "linear both"),
+        ("LV-MAE", "linear mean+std"),
+        ("LV-MAE", "knn"),
         ("LV-MAE", "attentive"),
+        ("LV-MAE + raw", "linear"),
     ]
     for row in table.rows:
         assert row.mean == pytest.approx(np.mean(row.values))
         assert row.std == pytest.approx(np.std(row.values, ddof=1))
         assert row.interval[0] <= row.mean <= row.interval[1]
-        assert len(row.values) == len(row.epochs) == 3
+        assert len(row.values) == len(row.chosen) == 3
+        assert row.epochs == (tuple(one["epoch"] for one in row.chosen) if row.probe == "attentive" else ())
+        if row.features != "raw embeddings":
+            assert row.minus_raw is not None
+            rival = "linear" if row.probe in ("linear cls", "linear both") else row.probe
+            assert row.minus_raw["value"] == pytest.approx(row.mean - table.row("raw embeddings", rival).mean)
+            assert row.differs_from_raw
     assert table.row("LV-MAE", "attentive").interval == (100.0, 100.0)
 
 
 def test_text_markdown_and_json_agree(table: ProbeTable) -> None:
     text, markdown = table.to_text(), table.to_markdown()
     for form in (text, markdown):
-        assert form.count("100.0 to 100.0") == 2
+        assert form.count("100.0 to 100.0") == 7  # all that LV-MAE takes part in
         assert "chance: 1 / classes" in form
-        assert "linear 360 (at least 300; the paper's epochs alone: 90)" in " ".join(form.split())
+        assert "attentive 60 (the paper" not in form
+        assert "attentive 60." in " ".join(form.split())
     lines = text.splitlines()
     assert lines[0].startswith("features")
-    assert max(map(len, lines[:8])) <= 100
-    assert markdown.splitlines()[1] == "|---|---|---:|---:|---:|"
+    assert max(map(len, lines[:8])) <= 118
+    assert markdown.splitlines()[1] == "|---|---|---:|---:|---:|---:|---:|"
     loaded = json.loads(table.to_json())
     assert loaded == table.to_dict()
     assert ProbeTable.from_json(table.to_json()) == table
-    assert loaded["rows"][3]["values"] == [100.0] * 3
+    assert loaded["rows"][-2]["values"] == [100.0] * 3
     assert loaded["settings"]["attentive_lr"] == 1e-3
 
 
@@ -155,7 +171,7 @@ def test_spans_choose_the_segments(tmp_path: Path) -> None:
     targets = np.arange(40) // 2 % 2
     task = Task("t", "classification", tuple(f"v{i}" for i in range(40)), targets, ("a", "b"), splits)
     spanned = replace(task, spans=((20.0, 40.0),) * 40)
-    table = probe(store, spanned, seeds=1, settings=QUICK)
+    table = probe(store, spanned, probes=["linear", "attentive"], readouts=["mean"], seeds=1, settings=QUICK)
     assert [row.mean for row in table.rows] == [100.0, 100.0]
     # A span between the middles of two segments is the one that it shares more of; a video that ends before it is missing.
     spans = ((26.0, 27.0),) * 39 + ((60.0, 70.0),)
@@ -192,8 +208,10 @@ def test_pooling_normalises_raw_embeddings_first(planted: Path) -> None:
 
 def test_what_does_not_fit_is_refused(planted: Path, tmp_path: Path) -> None:
     reps, raw, labels = planted / "reps", planted / "raw", planted / "labels.csv"
-    with pytest.raises(InputError, match="no probe 'knn'; choose of linear, attentive, "):
-        probe(reps, labels, probes=["knn"])
+    with pytest.raises(InputError, match="no probe 'tree'; choose of linear, knn, attentive, "):
+        probe(reps, labels, probes=["tree"])
+    with pytest.raises(InputError, match="the paper's protocol has no the probe 'knn' and class weights; choose the"):
+        probe(reps, labels, probes=["knn"], protocol="paper", class_weight="balanced")
     with pytest.raises(InputError, match="at least 1 seed"):
         probe(reps, labels, seeds=0)
     with pytest.raises(InputError, match="holds representations; the raw baseline"):
@@ -203,7 +221,7 @@ def test_what_does_not_fit_is_refused(planted: Path, tmp_path: Path) -> None:
     part = _write(tmp_path / "part", [np.ones((2, D))], learnt=False)
     with pytest.raises(InputError, match=r"59 of the 60 labelled videos are not in .*, such as 'films/v1.mp4'"):
         probe(reps, labels, raw=part)
-    with pytest.raises(InputError, match=r"60 videos in .* are not in the store|59 of the 60 videos"):
+    with pytest.raises(InputError, match="has 1 of the 60 videos of labels, and none for val and test"):
         probe(part, labels)
 
 

@@ -32,7 +32,7 @@ from lvmae.ablation.tables import latex, markdown, plan_text
 from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.evaluation import ProbeSettings, ProbeTable, Task, load_labels, probe
 from lvmae.evaluation.features import LEARNT, RAW
-from lvmae.evaluation.labels import found_in
+from lvmae.evaluation.task import found_in
 from lvmae.files.locks import Lock
 from lvmae.files.tables import write_parquet_rows
 from lvmae.files.writing import write_json, write_text
@@ -46,7 +46,7 @@ from lvmae.store import EmbeddingStore
 
 log = logging.getLogger(__name__)
 
-_PROBES = ("linear", "attentive", "linear-standardized")  # those that learn from frozen features
+_PROBES = ("linear", "knn", "attentive", "linear-standardized")  # those that learn from frozen features
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ class _Job:
             log.warning(
                 "The stores do not hold the same labelled videos (%s): their figures stand on different ones.", said
             )
-        said_probes = [list(self.probes), self.seeds, asdict(self.settings or ProbeSettings())]
+        said_probes: list[Any] = [list(self.probes), self.seeds, asdict(self.settings or ProbeSettings())]
+        if not self.task.benchmark:
+            said_probes.append("standard")
         task = [
             self.task.name,
             self.task.label_fraction,

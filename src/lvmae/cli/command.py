@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from lvmae.devices import CHOICES
@@ -49,6 +50,12 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
 def printable(text: str) -> str:
     """The text with escapes for what would move the cursor: a name may hold line breaks."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def show(text: str) -> None:
+    """Prints text; what the console's encoding does not have becomes a question mark."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def tell_failures(store: str, most: int = 20) -> int:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvmae.cli.command import command_of
+from lvmae.cli.command import command_of, show
 from lvmae.errors import InputError
 
 if TYPE_CHECKING:
-    from lvmae.evaluation import LVUResult, ProbeTable
+    from lvmae.evaluation import FamilyResult, ProbeTable
 
-_FORM_OF = {".json": "json", ".md": "markdown", ".tex": "latex", ".txt": "text"}
+_FORM_OF = {".json": "json", ".md": "markdown", ".tex": "latex", ".txt": "text", ".csv": "csv"}
 
 
 def add_probe(commands: Any) -> None:
@@ -31,12 +32,13 @@ def add_probe(commands: Any) -> None:
     command.add_argument("features", help="representations or a store")
     asked = command.add_mutually_exclusive_group(required=True)
     asked.add_argument(
-        "--labels", help="CSV with the columns id, label (a|b for several) and, if the split is fixed, split"
+        "--labels",
+        help="CSV, TSV, JSONL or Parquet with the columns id, label (a|b for several) and, if the split is fixed, split",
     )
     asked.add_argument(
         "--task",
         help="one of the paper's: breakfast, coin, lvu/director (genre, writer, year, scene, way_speaking, relationship, "
-        "like_ratio, view_count), or lvu for all nine",
+        "like_ratio, view_count), or lvu for all nine; or your own module:Class",
     )
     command.add_argument("--annotations", metavar="DIR", help="with --task: the folder of its annotation files")
     command.add_argument(
@@ -47,7 +49,29 @@ def add_probe(commands: Any) -> None:
     command.add_argument("--raw", metavar="STORE", help="also probe this store's raw embeddings, for comparison")
     command.add_argument("--run", help="the run that the representations must be of; those of another are refused")
     command.add_argument(
-        "--probe", action="append", choices=["linear", "attentive"], help="only this probe (default: both)"
+        "--protocol",
+        choices=["standard", "paper"],
+        help="standard: regularised linear models, nearest neighbours and the attentive probe, all chosen on val (default "
+        "with --labels); paper: its training to the letter (default with --task)",
+    )
+    command.add_argument(
+        "--probe",
+        action="append",
+        choices=["linear", "knn", "attentive"],
+        help="only this probe; may be given twice (default: all of the protocol)",
+    )
+    command.add_argument(
+        "--readout",
+        action="append",
+        choices=["mean", "cls", "both", "mean+std"],
+        help="what the linear probe reads: the mean of the tokens, [CLS], both, or mean and standard deviation; may be given "
+        "twice (default: all)",
+    )
+    command.add_argument("--class-weight", choices=["balanced"], help="every class weighs alike in training")
+    command.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="with --labels: its column of what stays on one side of a split, such as the film",
     )
     command.add_argument(
         "--baseline",
@@ -71,11 +95,16 @@ def add_probe(commands: Any) -> None:
     command.add_argument(
         "--format",
         default="text",
-        choices=["text", "markdown", "latex", "json"],
+        choices=["text", "markdown", "latex", "json", "csv"],
         help="of what is printed (default: text)",
     )
     command.add_argument(
-        "--out", metavar="FILE", help="also write it, by its suffix as .md, .tex, .txt or, with every figure, as JSON"
+        "--out",
+        metavar="FILE",
+        help="also write it, by its suffix as .md, .tex, .txt, .csv or, with every figure, as .json",
+    )
+    command.add_argument(
+        "--predictions", metavar="FILE", help="every test video's label, answer and scores, as .csv or .parquet"
     )
     command.add_argument(
         "--missing",
@@ -93,48 +122,76 @@ def _run_probe(arguments: argparse.Namespace) -> int:
         )
     if arguments.task and arguments.kind:
         raise InputError("--kind goes with --labels; what a benchmark's labels are is known")
-    for written in (arguments.out, arguments.missing):
+    if arguments.task and arguments.group:
+        raise InputError("--group goes with --labels; a benchmark's splits are fixed")
+    for written in (arguments.out, arguments.missing, arguments.predictions):
         if written:
             _make_room(Path(written))
+    _suffix(arguments.out, _FORM_OF, "--out")
+    _suffix(arguments.predictions, (".csv", ".parquet"), "--predictions")
     result = _probed(arguments)
-    _write(result, arguments)  # first: what is printed may have no reader
-    print(result.render(arguments.format, compare=arguments.compare))
+    said = _write(result, arguments)
+    show(result.render(arguments.format, compare=arguments.compare))
+    for line in said:
+        print(line, file=sys.stderr)
     return 0
 
 
-def _probed(arguments: argparse.Namespace) -> ProbeTable | LVUResult:
-    from lvmae.evaluation import load_task, probe, probe_lvu
+def _suffix(path: str | None, known: Collection[str], option: str) -> None:
+    if path and Path(path).suffix.lower() not in known:
+        raise InputError(f"{option} {path}: its suffix says what is written; choose {', '.join(known)}")
 
-    probes = list(arguments.probe or ("linear", "attentive"))
-    if arguments.standardize:
-        probes.append("linear-standardized")
+
+def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult:
+    from lvmae.evaluation import family_of, load_task, probe, probe_family
+
+    probes = arguments.probe
+    if arguments.standardize or arguments.baseline:
+        from lvmae.evaluation.settings import PROBES_OF
+
+        protocol = arguments.protocol or ("paper" if arguments.task else "standard")
+        probes = [
+            *(probes or PROBES_OF[protocol]),
+            *["linear-standardized"] * arguments.standardize,
+            *arguments.baseline,
+        ]
     options: dict[str, Any] = {
         "raw": arguments.raw,
-        "probes": list(dict.fromkeys((*probes, *arguments.baseline))),
+        "probes": probes,
         "seeds": arguments.seeds,
         "run": arguments.run,
         "label_fraction": arguments.label_fraction,
+        "protocol": arguments.protocol,
+        "readouts": arguments.readout,
+        "class_weight": arguments.class_weight,
     }
-    if arguments.task == "lvu":
-        return probe_lvu(arguments.features, arguments.annotations, **options)
     if arguments.task:
+        family = family_of(arguments.task)
+        if family.parts and "/" not in arguments.task:
+            return probe_family(arguments.task, arguments.features, arguments.annotations, **options)
         return probe(arguments.features, load_task(arguments.task, arguments.annotations), **options)
-    return probe(arguments.features, arguments.labels, kind=arguments.kind, **options)
+    return probe(arguments.features, arguments.labels, kind=arguments.kind, group=arguments.group, **options)
 
 
-def _write(result: ProbeTable | LVUResult, arguments: argparse.Namespace) -> None:
-    from lvmae.evaluation.tables import missing_csv
+def _write(result: ProbeTable | FamilyResult, arguments: argparse.Namespace) -> list[str]:
+    """Writes all that was asked for, before anything is printed; what is to be said of it."""
+    from lvmae.evaluation.tables import missing_csv, write_predictions
 
     listed = Path(arguments.missing) if arguments.missing else None
+    said = []
     if arguments.out:
         out = Path(arguments.out)
-        form = _FORM_OF.get(out.suffix.lower(), "json")
-        out.write_text(result.render(form, compare=arguments.compare) + "\n", encoding="utf-8")
+        text = result.render(_FORM_OF[out.suffix.lower()], compare=arguments.compare)
+        out.write_text(text + "\n", encoding="utf-8")
         if listed is None and result.absent():
             listed = out.with_suffix(".missing.csv")
+    if arguments.predictions:
+        rows = write_predictions(result, arguments.predictions)
+        said.append(f"{rows} predictions of test videos: {arguments.predictions}")
     if listed is not None:
         listed.write_text(missing_csv(result), encoding="utf-8")
-        print(f"{len(result.absent())} annotated videos that are not in the store: {listed}", file=sys.stderr)
+        said.append(f"{len(result.absent())} annotated videos that are not in the store: {listed}")
+    return said
 
 
 def _make_room(path: Path) -> None:

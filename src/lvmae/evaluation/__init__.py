@@ -1,24 +1,24 @@
-"""Frozen features, probed: tasks and labels, the paper's probes, tables."""
+"""Frozen features, judged: tasks and labels, probes, tables."""
 
-from lvmae.evaluation.benchmark import LVUResult, probe_lvu
-from lvmae.evaluation.labels import Task, load_labels
+from lvmae.evaluation.families import FamilyResult, probe_family
+from lvmae.evaluation.labels import load_labels
 from lvmae.evaluation.probing import probe
-from lvmae.evaluation.published import PUBLISHED
 from lvmae.evaluation.settings import ProbeSettings
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
-from lvmae.evaluation.tasks import LVU, TASKS, load_task
+from lvmae.evaluation.task import Task
+from lvmae.evaluation.tasks import TaskFamily, family_of, load_task, task_names
 
 __all__ = [
-    "LVU",
-    "PUBLISHED",
-    "TASKS",
-    "LVUResult",
+    "FamilyResult",
     "ProbeRow",
     "ProbeSettings",
     "ProbeTable",
     "Task",
+    "TaskFamily",
+    "family_of",
     "load_labels",
     "load_task",
     "probe",
-    "probe_lvu",
+    "probe_family",
+    "task_names",
 ]

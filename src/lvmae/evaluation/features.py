@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from lvmae.store import REPRESENTATIONS, EmbeddingStore, VideoRecord, l2_normali
 
 RAW = "raw embeddings"
 LEARNT = "LV-MAE"
+BESIDE = "LV-MAE + raw"
+READOUTS = ("mean", "cls", "both", "mean+std")  # both: the mean and [CLS]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,53 @@ class Features:
     tokens: list[NDArray[Any]]
     cls: Tensor | None
     mean: Tensor
+
+    def pooled(self, readout: str) -> NDArray[np.float64]:
+        """A vector a video (V, D) or (V, 2 D), by one of `READOUTS`.
+
+        Raises:
+            InputError: for a readout of [CLS] where there is none.
+        """
+        mean = self.mean.double().numpy()
+        if readout == "mean":
+            return mean
+        if readout == "mean+std":
+            return np.concatenate([mean, self.deviation()], axis=1)
+        if self.cls is None:
+            raise InputError(f"{self.name} have no [CLS], which the readout '{readout}' needs")
+        cls = self.cls.double().numpy()
+        return cls if readout == "cls" else np.concatenate([mean, cls], axis=1)
+
+    def deviation(self) -> NDArray[np.float64]:
+        """(V, D): the standard deviation of each dimension over a video's tokens."""
+        found = np.empty(self.mean.shape)
+        for row, tokens in enumerate(self.tokens):
+            values = tokens.astype(np.float64) if self.name != RAW else l2_normalize(tokens).astype(np.float64)
+            found[row] = values.std(axis=0)
+        return found
+
+    def take(self, rows: NDArray[np.intp]) -> Features:
+        """The features of some of the videos."""
+        index = torch.from_numpy(rows)
+        cls = None if self.cls is None else self.cls[index]
+        return Features(self.name, self.dim, [self.tokens[row] for row in rows.tolist()], cls, self.mean[index])
+
+    def finite(self) -> NDArray[np.bool_]:
+        """(V): whether all of a video's values are finite."""
+        known = np.array([bool(np.isfinite(tokens).all()) for tokens in self.tokens], dtype=bool)
+        if self.cls is not None:
+            known &= torch.isfinite(self.cls).all(dim=1).numpy()
+        return np.asarray(known & torch.isfinite(self.mean).all(dim=1).numpy())
+
+    def digest(self) -> str:
+        """Changes with the content."""
+        found = hashlib.sha256(f"{self.name} {self.dim} {[len(t) for t in self.tokens]}".encode())
+        found.update(self.mean.numpy().tobytes())
+        for tokens in self.tokens:
+            found.update(np.ascontiguousarray(tokens).tobytes())
+        if self.cls is not None:
+            found.update(self.cls.numpy().tobytes())
+        return found.hexdigest()
 
     def batch(
         self, rows: Sequence[int] | NDArray[np.intp], device: torch.device

@@ -7,8 +7,9 @@ on the seed alone: not on threads, not on what else is trained beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +19,9 @@ from torch.nn import functional as F
 
 from lvmae.devices import pick_device
 from lvmae.evaluation.features import Features
-from lvmae.evaluation.labels import Task
-from lvmae.evaluation.metrics import is_better, score
 from lvmae.evaluation.probes import AttentiveProbe, LinearProbe
 from lvmae.evaluation.settings import BASELINES, Plan, ProbeSettings
+from lvmae.evaluation.task import Task
 
 _EVALUATION_BATCH = 64
 _WARM_UP = 0.1  # share of the steps, where the rate is warmed up
@@ -30,20 +30,80 @@ _INIT_STREAM, _ORDER_STREAM = 2, 3
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained probe's answer: outputs (n_test, K) at the epoch best on val, that epoch from 1, and steps made."""
+    """A trained probe's answer.
+
+    Attributes:
+        outputs: (n_test, K) logits or values, at what was best on val.
+        setting: what val chose: the epoch (from 1) and rate, the strength, the number of neighbours.
+        steps, paper_steps: optimiser steps made, and those of the plain epochs; 0 where there are none.
+    """
 
     outputs: NDArray[np.float64]
-    epoch: int
-    steps: int
-    paper_steps: int
+    setting: dict[str, float]
+    steps: int = 0
+    paper_steps: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """The chosen one, from 1; 0 of a probe that is not trained in epochs."""
+        return int(self.setting.get("epoch", 0))
 
 
-def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSettings) -> Fitted:
-    """Trains one of `ALL_PROBES` on the task's train split; `seed` draws the initial weights and the order of the videos.
+def fit(
+    probe: str,
+    features: Features,
+    task: Task,
+    seed: int,
+    settings: ProbeSettings,
+    *,
+    rates: Sequence[float] | None = None,
+    class_weight: str | None = None,
+    scale_targets: bool = False,
+) -> Fitted:
+    """Trains a probe on the task's train split; `seed` draws the initial weights and the order of the videos.
 
     The epoch of the best val score is kept, of equals that of the lower val loss; test is looked at once, with that
     epoch's weights.
+
+    Args:
+        rates: learning rates that val chooses among; None takes the settings' own.
+        class_weight: "balanced" weights every class alike.
+        scale_targets: whether a regression's targets are of deviation 1 over train while the probe is trained, so that
+            their unit does not matter.
     """
+    plan = settings.plan(probe)
+    best: tuple[tuple[float, float], Fitted] | None = None
+    for rate in rates or (plan.lr,):
+        reached, found = _fit_at(
+            probe,
+            features,
+            task,
+            seed,
+            settings,
+            plan=replace(plan, lr=rate),
+            class_weight=class_weight,
+            scale_targets=scale_targets,
+        )
+        if best is None or reached > best[0]:
+            best = reached, found
+    assert best is not None
+    if rates:
+        return best[1]
+    return replace(best[1], setting={"epoch": best[1].setting["epoch"]})
+
+
+def _fit_at(
+    probe: str,
+    features: Features,
+    task: Task,
+    seed: int,
+    settings: ProbeSettings,
+    *,
+    plan: Plan,
+    class_weight: str | None,
+    scale_targets: bool,
+) -> tuple[tuple[float, float], Fitted]:
+    """One training: what it reached on val (the larger, the better), and its answer."""
     device = probe_device(settings)
     rows = task.split(seed)
     train, val = rows["train"], rows["val"]
@@ -58,11 +118,10 @@ def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSe
         model.train()
         return found
 
-    plan = settings.plan(probe)
     epoch_steps = math.ceil(len(train) / settings.batch_size)
     passes = plan.passes(epoch_steps)
     steps = plan.epochs * passes * epoch_steps
-    targets, loss_of, offset = _objective(task, train, device)
+    targets, loss_of, offset, scale = _objective(task, train, device, class_weight, scale_targets)
     optimizer = _optimizer(model, plan)
     course = _course(plan, steps, passes * epoch_steps)
     made = 0
@@ -82,17 +141,16 @@ def fit(probe: str, features: Features, task: Task, seed: int, settings: ProbeSe
                 optimizer.step()
                 made += 1
         held_out = predict(val)
-        value = score(task.kind, _outputs(held_out, offset), task.targets[val])
-        reached = (value, float(loss_of(held_out, targets[torch.from_numpy(val)])))
-        if (
-            best is None
-            or is_better(task.kind, reached[0], best[0])
-            or (reached[0] == best[0] and reached[1] < best[1])
-        ):
+        value = task.scored_by.score(_outputs(held_out, offset, scale), task.targets[val])
+        value = -math.inf if math.isnan(value) else -value if task.scored_by.lower_is_better else value
+        reached = (value, -float(loss_of(held_out, targets[torch.from_numpy(val)])))
+        if best is None or reached > best:
             best, best_epoch = reached, epoch
             best_state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    assert best is not None
     model.load_state_dict(best_state)
-    return Fitted(_outputs(predict(rows["test"]), offset), best_epoch, steps, plan.epochs * epoch_steps)
+    outputs = _outputs(predict(rows["test"]), offset, scale)
+    return best, Fitted(outputs, {"epoch": best_epoch, "lr": plan.lr}, steps, plan.epochs * epoch_steps)
 
 
 def probe_device(settings: ProbeSettings) -> torch.device:
@@ -151,16 +209,26 @@ def _course(plan: Plan, steps: int, epoch_steps: int) -> Callable[[int], float]:
 
 
 def _objective(
-    task: Task, train: NDArray[np.intp], device: torch.device
-) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], float]:
-    """All targets as the loss takes them, the loss, and what was subtracted: a regression is zero-mean on train."""
+    task: Task, train: NDArray[np.intp], device: torch.device, class_weight: str | None, scale_targets: bool
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], float, float]:
+    """All targets as the loss takes them, the loss, and what was subtracted and divided by: a regression is zero-mean on train."""
     if task.kind == "classification":
-        return torch.from_numpy(task.targets).to(device), F.cross_entropy, 0.0
+        weight = None
+        if class_weight == "balanced":
+            counts = np.bincount(task.targets[train], minlength=len(task.classes))
+            weight = torch.from_numpy(len(train) / (len(task.classes) * np.maximum(counts, 1))).float().to(device)
+        return torch.from_numpy(task.targets).to(device), partial(F.cross_entropy, weight=weight), 0.0, 1.0
     if task.kind == "multilabel":
-        return torch.from_numpy(task.targets).float().to(device), F.binary_cross_entropy_with_logits, 0.0
+        positive = None
+        if class_weight == "balanced":
+            share = task.targets[train].mean(axis=0)
+            positive = torch.from_numpy((1 - share) / np.maximum(share, 1e-9)).float().to(device)
+        bce = partial(F.binary_cross_entropy_with_logits, pos_weight=positive)
+        return torch.from_numpy(task.targets).float().to(device), bce, 0.0, 1.0
     offset = float(task.targets[train].mean())
-    return torch.from_numpy(task.targets - offset).float()[:, None].to(device), F.mse_loss, offset
+    scale = (float(task.targets[train].std()) or 1.0) if scale_targets else 1.0
+    return torch.from_numpy((task.targets - offset) / scale).float()[:, None].to(device), F.mse_loss, offset, scale
 
 
-def _outputs(found: Tensor, offset: float) -> NDArray[np.float64]:
-    return found.cpu().double().numpy() + offset
+def _outputs(found: Tensor, offset: float, scale: float) -> NDArray[np.float64]:
+    return found.cpu().double().numpy() * scale + offset

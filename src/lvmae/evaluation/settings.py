@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-PROBES = ("linear", "attentive")
+PROTOCOLS = ("standard", "paper")
+PROBES_OF = {"standard": ("linear", "knn", "attentive"), "paper": ("linear", "attentive")}
 BASELINES = ("transformer", "mamba")
-ALL_PROBES = (*PROBES, "linear-standardized", *BASELINES)
+ALL_PROBES = ("linear", "knn", "attentive", "linear-standardized", *BASELINES)
+ATTENTIVE_RATES = (1e-4, 1e-3, 3e-3)  # that val chooses among by the standard protocol
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class ProbeSettings:
     (on 36 videos the linear probe's 30 epochs are 90 steps of 1e-4), so there an epoch goes over the training videos
     several times, until the whole makes at least so many steps; the number of epochs to choose from and the course of
     the rate stay as they are. 1,500 linear steps are what the paper's epochs make on LVU's middling tasks of 800 videos.
-    `ProbeSettings.paper()` is the paper to the letter, and what `probe` takes for the paper's own benchmarks with all
-    their labels.
+    `ProbeSettings.paper()` is the paper to the letter, and what `probe` takes by the protocol "paper".
 
     The linear probe's rate is low for features of length 1, such as raw embeddings: Adam moves a weight by at most 1e-4 a step,
     whatever the features are. At the size of LVU's scene task it took the same synthetic features to 42 % where they were of
@@ -89,9 +90,9 @@ class ProbeSettings:
         return cls(**{"linear_min_steps": 0, "attentive_min_steps": 0} | changes)
 
     @classmethod
-    def default_for(cls, *, benchmark: bool, label_fraction: float) -> ProbeSettings:
-        """The paper to the letter for its benchmarks with all their labels, and with the least steps for all else."""
-        return cls.paper() if benchmark and label_fraction == 1 else cls()
+    def default_for(cls, protocol: str) -> ProbeSettings:
+        """The paper to the letter by its own protocol, whatever share of the labels it learns from; else the least steps."""
+        return cls.paper() if protocol == "paper" else cls()
 
     def plan(self, probe: str) -> Plan:
         """The training of one of `ALL_PROBES`."""
