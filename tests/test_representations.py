@@ -14,7 +14,7 @@ from lvmae import representations
 from lvmae.errors import InputError, WorkError
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
 from lvmae.representations import load_run_encoder, represent, run_fingerprint
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
 D = 16
 LENGTHS = [3, 1, 40, 7, 20, 7]
@@ -31,11 +31,13 @@ def _store(path: Path, lengths: list[int], *, space: str = "space", dim: int = D
     return EmbeddingStore.open(path)
 
 
-def _run(path: Path, *, seed: int = 0, space: str = "space", dim: int = D) -> Path:
+def _run(path: Path, *, seed: int = 0, space: str = "space", dim: int = D, center: str = "none") -> Path:
     torch.manual_seed(seed)
     sizes = {"hidden_size": dim, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * dim}
     decoder = {"decoder_hidden_size": dim, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    config = LVMAEConfig(**sizes, **decoder, decoder_intermediate_size=dim, max_segments=32, space_id=space)
+    config = LVMAEConfig(
+        **sizes, **decoder, decoder_intermediate_size=dim, max_segments=32, space_id=space, center=center
+    )
     LVMAEForPreTraining(config).save_pretrained(path)
     return path
 
@@ -185,3 +187,18 @@ def test_a_diverged_run_is_reported(store: EmbeddingStore, tmp_path: Path) -> No
     model.save_pretrained(run)
     with pytest.raises(WorkError, match="not finite on video 'v0'"):
         represent(run, store, tmp_path / "reps")
+
+
+@pytest.mark.parametrize("center", ["video", "none"])
+def test_what_was_taken_off_a_video_is_kept(store: EmbeddingStore, tmp_path: Path, center: str) -> None:
+    """With center=video the mean of a video's embeddings, which its features no longer hold, is a column of its own."""
+    run = _run(tmp_path / "run", center=center)
+    reps = represent(run, store, tmp_path / "reps")
+    if center == "none":
+        assert reps.center_features is None
+        assert reps[0].center is None
+        return
+    expected = np.stack([l2_normalize(store.embeddings(i)).mean(axis=0) for i in range(len(store))])
+    np.testing.assert_allclose(reps.center_features, expected, atol=1e-6)
+    np.testing.assert_allclose(reps[1].center, expected[1], atol=1e-6)
+    np.testing.assert_allclose(reps[1].mean, reps[1].embeddings[0].astype(np.float32), atol=2e-3)  # it has one segment

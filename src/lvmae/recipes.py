@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lvmae.errors import InputError
+from lvmae.model.centering import CENTERS
 from lvmae.model.objectives import check_objective, read_options
 from lvmae.sequences.masks import STRATEGIES, is_mask, mask_names, takes_temperature
 from lvmae.trust import require_trust
@@ -34,11 +35,12 @@ FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every",
 BEFORE_IT_EXISTED: dict[str, Any] = {}
 
 # Settings added after ablations had named their cells by a digest of all settings: at the value of before they do not count.
-ADDED = frozenset({"loss_options"})
+ADDED = frozenset({"center", "loss_options"})
 
 _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
 _CHOICES = {
+    "center": CENTERS,
     "precision": ("fp32", "bf16", "fp16"),
 }
 
@@ -58,6 +60,7 @@ class Recipe:
     decoder_heads: int = 16
     max_segments: int = 256  # the longest window in training
     embedding_scale: float | None = 1.0  # embeddings times this, then positions; None: the square root of the width
+    center: str = "none"  # taken off the embeddings first: none, video (the mean of its visible segments) or store
     loss: str = "mse"  # the objective: a name of `lvmae.model.objectives`, of a plugin, or module:Class
     loss_options: tuple[str, ...] = ()  # the objective's own, NAME=VALUE each
 

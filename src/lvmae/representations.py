@@ -126,10 +126,11 @@ def _represented(
     model: LVMAEModel, store: EmbeddingStore, batch: list[int], device: torch.device
 ) -> Iterator[VideoRecord]:
     lengths = [int(store.lengths[index]) for index in batch]
-    packed = np.concatenate([l2_normalize(store.embeddings(index)) for index in batch])
+    units = [l2_normalize(store.embeddings(index)) for index in batch]
+    packed = np.concatenate(units)
     features = model(inputs_embeds=torch.from_numpy(packed)[None].to(device), lengths=lengths).last_hidden_state[0]
     start = 0
-    for index, length in zip(batch, lengths, strict=True):
+    for index, length, unit in zip(batch, lengths, units, strict=True):
         cls, tokens = features[start], features[start + 1 : start + 1 + length]
         start += 1 + length
         record = store[index]
@@ -146,6 +147,7 @@ def _represented(
             embeddings=tokens.half().cpu().numpy(),
             cls=cls.float().cpu().numpy(),
             mean=tokens.float().mean(dim=0).cpu().numpy(),
+            center=unit.mean(axis=0) if model.config.center == "video" else None,
             shortened=record.shortened,
             identity=record.identity,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .centering import CENTERS
 from .objectives import check_objective
 
 LONG_SEQUENCES = ("windows", "extrapolate", "interpolate")
@@ -39,6 +40,9 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         embedding_scale: the L2-normalised embeddings are multiplied by it before their positions are added. 1 is the
             paper's, where a position is sqrt(D / 2) times as long as what it is added to; sqrt(D) gives both entries of
             order 1, and a small model learns from content several times as fast. Targets are not scaled.
+        center: what is taken off the embeddings, inputs and targets alike, before they are scaled. "none" (the paper's);
+            "video": the mean of the sequence's visible segments, of all where nothing is masked; "store": the mean of the
+            training segments, which is kept in the weights. `reconstruction` has it added back.
         layer_norm_eps: of every LayerNorm.
         initializer_range: standard deviation of the [CLS] and mask tokens at the start.
         loss: the objective, see `lvmae.model.objectives`: a name of `OBJECTIVES` ("mse" is the paper's), of an installed
@@ -66,6 +70,7 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     decoder_intermediate_size: int = 0
     max_segments: int = 256
     embedding_scale: float = 1.0
+    center: str = "none"
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     loss: str = "mse"
@@ -104,8 +109,9 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
                 raise ValueError(f"{name} is {value!r}; choose a number above 0")
-        if self.long_sequences not in LONG_SEQUENCES:
-            raise ValueError(f"long_sequences is {self.long_sequences!r}; choose one of {', '.join(LONG_SEQUENCES)}")
+        for name, known in (("center", CENTERS), ("long_sequences", LONG_SEQUENCES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
         try:
             check_objective(str(self.loss))
         except ValueError as error:

@@ -19,7 +19,7 @@ V = visible tokens + B, D width, H heads, C channels a head.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from .attention import Attend, around_graphs, outside_graph, plan_attention, to_device
+from .centering import means_by_sequence
 from .configuration_lvmae import LVMAEConfig
 from .objectives import Objective, Rows, build_objective
 from .official import read_official_checkpoint, write_official_checkpoint
@@ -67,8 +68,8 @@ class LVMAEForPreTrainingOutput(ModelOutput):
             real places with `output_full_reconstruction=True` or where nothing is masked. Where the objective predicts
             something else than embeddings, what its prediction says they are.
         encoder_last_hidden_state: (1,V,D), always packed: each sequence's [CLS] and visible tokens, in order.
-        predictions, targets, rows: with `output_predictions=True`, what the loss was computed from: (Q,D), (Q,...), and
-            where the Q predicted segments lie.
+        predictions, targets, rows, tokens: with `output_predictions=True`, what the loss was computed from: (Q,D), (Q,...),
+            where the Q predicted segments lie, and the embeddings (N,D), centred.
     """
 
     loss: Tensor | None = None
@@ -77,6 +78,7 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     predictions: Tensor | None = None
     targets: Tensor | None = None
     rows: Rows | None = None
+    tokens: Tensor | None = None
 
 
 class LVMAEAttention(nn.Module):
@@ -232,6 +234,8 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
             for _ in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.center == "store":
+            self.register_buffer("center", torch.zeros(config.hidden_size))
         self.post_init()  # type: ignore[no-untyped-call]
 
     @around_graphs
@@ -258,14 +262,25 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         batch = Batch.of(inputs_embeds, attention_mask, lengths=lengths, config=self.config)
         layout = Layout.of(batch.lengths, self.device)
         longest = max(batch.lengths, default=0)
+        sequence = to_device(np.repeat(np.arange(len(batch.lengths)), batch.lengths), batch.tokens.device)
+        center = self.centers(batch.tokens, sequence, torch.ones_like(sequence, dtype=torch.bool), len(batch.lengths))
+        tokens = batch.tokens if center is None else batch.tokens - center
         if longest > self.config.max_segments and self.config.long_sequences == "windows":
-            row = self._encode_in_windows(batch.tokens, batch.lengths)
+            row = self._encode_in_windows(tokens, batch.lengths)
         else:
-            row = self.encode(batch.tokens, layout)
+            row = self.encode(tokens, layout)
         output = LVMAEModelOutput(
             last_hidden_state=batch.with_cls(row, layout), pooler_output=row.index_select(0, layout.cls_rows)
         )
         return output if return_dict is None or return_dict else output.to_tuple()
+
+    def centers(self, tokens: Tensor, sequence: Tensor, visible: Tensor, sequences: int) -> Tensor | None:
+        """What is taken off each token: (N,D), (N), (N) and B -> (N,D) or, the same for all, (D); None where nothing is."""
+        if self.config.center == "none":
+            return None
+        if self.config.center == "store":
+            return cast(Tensor, self.center)
+        return means_by_sequence(tokens, sequence, visible, sequences).index_select(0, sequence)
 
     @around_graphs
     def encode(
@@ -347,6 +362,17 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         self.objective: Objective = build_objective(config, trust_code=trust_code)
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @torch.no_grad()
+    def begin(self, sample: Callable[[], Tensor]) -> None:
+        """Fits what is fitted before the first step: the corpus's mean, and what the objective keeps.
+
+        Args:
+            sample: gives (n,D) float32 embeddings of training segments, the same at every call.
+        """
+        if self.config.center == "store":
+            cast(Tensor, self.lvmae.center).copy_(sample().mean(0))
+        self.objective.begin(self, sample)
+
     def blocks(self) -> Iterator[nn.Module]:
         """All transformer blocks, the encoder's first: what to compile, shard or freeze."""
         yield from self.lvmae.blocks
@@ -395,7 +421,10 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         layout = Layout.of(batch.lengths, self.device)
         kept, masked = batch.split(layout)
         kept_lengths = [visible + 1 for visible in batch.num_visible]
-        latent = self.lvmae.encode(batch.tokens, layout, kept, kept_lengths)
+        rows = self._rows(batch, layout)
+        center = self.lvmae.centers(batch.tokens, rows.sequence, rows.visible, rows.sequences)
+        inputs = batch.tokens if center is None else batch.tokens - center
+        latent = self.lvmae.encode(inputs, layout, kept, kept_lengths)
 
         full = output_full_reconstruction or batch.masked is None
         wanted = layout.token_rows if full else masked
@@ -409,15 +438,20 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             attend=self._plan(layout.row_lengths, layout.row_lengths, head_dim),
             attend_wanted=self._plan(wanted_lengths, layout.row_lengths, head_dim),
         )
-        rows = self._rows(batch, layout, layout.token_of(wanted))
-        reconstruction = batch.without_cls(self.objective.reconstruct(predicted, batch.tokens, rows), rows.wanted)
+        rows = rows._replace(
+            wanted=layout.token_of(wanted), encode_whole=lambda encoder: encoder.encode_blocks(inputs, layout)
+        )
+        said = self.objective.reconstruct(predicted, inputs, rows)
+        if center is not None:
+            said = said + center.expand(len(inputs), -1).index_select(0, rows.wanted)
+        reconstruction = batch.without_cls(said, rows.wanted)
         loss = targets = None
         if batch.masked is not None:
             if full:
                 rows = rows._replace(wanted=layout.token_of(masked))
                 predicted = predicted.index_select(0, rows.wanted)
             with torch.no_grad():
-                targets = self.objective.targets(batch.tokens, self, rows)
+                targets = self.objective.targets(inputs, self, rows)
             weights = torch.full((len(predicted),), 1 / len(predicted), device=predicted.device)
             loss = self.objective.loss(predicted.float(), targets, weights)
         output = LVMAEForPreTrainingOutput(
@@ -427,20 +461,21 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             predictions=predicted if output_predictions else None,
             targets=targets if output_predictions else None,
             rows=rows if output_predictions else None,
+            tokens=inputs if output_predictions else None,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
     @outside_graph
-    def _rows(self, batch: Batch, layout: Layout, wanted: Tensor) -> Rows:
-        """Where the rows to predict lie, for the objective."""
+    def _rows(self, batch: Batch, layout: Layout) -> Rows:
+        """Where rows lie, for the objective; which are wanted comes later."""
         sequence = to_device(np.repeat(np.arange(len(batch.lengths)), batch.lengths), batch.tokens.device)
         masked = torch.zeros(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
         return Rows(
-            wanted=wanted,
+            wanted=layout.token_index[:0],
             sequence=sequence,
             visible=~(masked if batch.masked is None else batch.masked),
             sequences=len(batch.lengths),
-            encode_whole=lambda encoder: encoder.encode_blocks(batch.tokens, layout),
+            encode_whole=lambda encoder: [],
         )
 
     @classmethod

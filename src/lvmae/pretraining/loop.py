@@ -177,7 +177,7 @@ class _Training:
                 torch.manual_seed(self.recipe.seed)
                 model = LVMAEForPreTraining(self.config, trust_code=True)  # whoever named the objective has been asked
                 if self.checkpoints.empty:
-                    model.objective.begin(model, self.data.sample)
+                    model.begin(self.data.sample)
         except ValueError as error:
             raise InputError(f"The objective {self.recipe.loss!r} cannot be used: {error}.") from None
         return model
@@ -406,6 +406,7 @@ def _config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
             decoder_intermediate_size=round(recipe.mlp_ratio * recipe.decoder_width),
             max_segments=recipe.max_segments,
             embedding_scale=math.sqrt(manifest.dim) if recipe.embedding_scale is None else recipe.embedding_scale,
+            center=recipe.center,
             loss=recipe.loss,
             loss_options=read_options(recipe.loss_options) or None,
             space_id=manifest.space_id,

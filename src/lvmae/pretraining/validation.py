@@ -63,7 +63,7 @@ class Validation:
         output = model(**batch, output_predictions=True)
         plain: Any = accelerator.unwrap_model(model)
         objective: Objective = plain.objective
-        tokens, rows = batch["inputs_embeds"][0], output.rows
+        tokens, rows = output.tokens.float(), output.rows
         masked = sum(int(window.masked.sum()) for window in windows)
         real = torch.arange(len(rows.wanted), device=accelerator.device) < masked  # (Q,), the rest are dummies
         said = {"val": output.predictions.float()}

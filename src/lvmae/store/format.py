@@ -84,6 +84,8 @@ class VideoRecord:
     """(D,) float32; representations only."""
     mean: np.ndarray | None = None
     """(D,) float32; representations only."""
+    center: np.ndarray | None = None
+    """(D,) float32, the mean of the embeddings, which a run with center=video takes off; representations by such a run only."""
     shortened: str = ""
     """Why the end of the video is missing here, if it is; then `duration` is that of what was kept."""
     identity: FileIdentity = UNKNOWN
@@ -168,7 +170,7 @@ def data_schema(manifest: Manifest) -> pa.Schema:
         *IDENTITY_COLUMNS,
     ]
     if manifest.kind == REPRESENTATIONS:
-        columns += [("cls", pa.list_(pa.float32())), ("mean", pa.list_(pa.float32())), ("made_from", pa.string())]
+        columns += [(name, pa.list_(pa.float32())) for name in ("cls", "mean", "center")] + [("made_from", pa.string())]
     return pa.schema(columns)
 
 

@@ -217,6 +217,8 @@ class EmbeddingStore(Sequence[VideoRecord]):
         pooled = {}
         if self.kind == REPRESENTATIONS:
             pooled = {name: np.array(shard.batch.column(name)[row].as_py(), np.float32) for name in ("cls", "mean")}
+            if "center" in shard.batch.schema.names and (center := shard.batch.column("center")[row].as_py()):
+                pooled["center"] = np.array(center, np.float32)
         video = shard.batch.column("id")[row].as_py()
         failure = self._failures.get(video)
         return VideoRecord(
@@ -266,6 +268,16 @@ class EmbeddingStore(Sequence[VideoRecord]):
                 f"{self.path} holds raw embeddings, which have no [CLS]; compute representations with `lvmae represent`"
             )
         return self._pooled("cls")
+
+    @cached_property
+    def center_features(self) -> np.ndarray | None:
+        """(V, D) float32: what a run with center=video took off each video's embeddings; None where nothing was."""
+        names = [shard.batch.schema.names for shard in self._shards]
+        if not all("center" in known for known in names) or any(
+            s.batch.column("center").null_count for s in self._shards
+        ):
+            return None
+        return self._pooled("center") if len(self) else None
 
     @cached_property
     def mean_features(self) -> np.ndarray:

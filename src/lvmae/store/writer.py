@@ -294,6 +294,9 @@ def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
             columns[name] = pa.array(
                 [np.asarray(getattr(row, name), np.float32) for row in rows], pa.list_(pa.float32())
             )
+        columns["center"] = pa.array(
+            [None if row.center is None else np.asarray(row.center, np.float32) for row in rows], pa.list_(pa.float32())
+        )
         columns["made_from"] = pa.array([row.made_from or None for row in rows], pa.string())
     schema = data_schema(manifest)
     return pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)

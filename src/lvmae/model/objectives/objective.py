@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..centering import means_by_sequence
+
 if TYPE_CHECKING:
     from ..configuration_lvmae import LVMAEConfig
     from ..modeling_lvmae import LVMAEForPreTraining
@@ -50,10 +52,7 @@ class Rows(NamedTuple):
 
     def mean_of_visible(self, values: Tensor) -> Tensor:
         """(N,D) -> (Q,D): of each predicted row, the mean over what is visible of its sequence."""
-        seen = self.visible.to(values.dtype)
-        sums = values.new_zeros(self.sequences, values.shape[1]).index_add(0, self.sequence, values * seen[:, None])
-        counts = seen.new_zeros(self.sequences).index_add(0, self.sequence, seen)
-        means = sums / counts.clamp(min=1)[:, None]
+        means = means_by_sequence(values, self.sequence, self.visible, self.sequences)
         return means.index_select(0, self.sequence.index_select(0, self.wanted))
 
 
@@ -79,7 +78,7 @@ class Objective(nn.Module):
         super().__init__()
 
     def targets(self, tokens: Tensor, model: LVMAEForPreTraining, rows: Rows) -> Tensor:
-        """What is to be predicted of the masked segments: (N,D) L2-normalised embeddings -> (Q,...). Without gradient."""
+        """What is to be predicted of the masked segments: (N,D) embeddings, centred -> (Q,...). Without gradient."""
         return tokens.index_select(0, rows.wanted)
 
     def loss(self, predicted: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
