@@ -177,6 +177,7 @@ def embed_videos(
     embedded = segments = 0
     seconds = 0.0
     postponed: dict[str, Postponed] = {}
+    outage: Postponed | None = None  # the last of too many in a row
     with (
         _interruptible() as stop,
         _writer(out, manifest, commit_seconds, stop if wait else None) as writer,
@@ -215,13 +216,16 @@ def embed_videos(
                         writer.fail(event.id, event.path, event.reason, event.identity)
                     else:
                         postponed[file.id] = event
-                    if out_of_reach == outage_after:
-                        raise OutageError(
-                            f"{outage_after} files in a row cannot be reached, the last one because {postponed[file.id].reason}; "
-                            f"{skipped + embedded} of {len(files)} videos are in {os.fspath(out)}, and none of these files "
-                            "counts as bad: rerun the same command when they can be reached."
-                        )
+                        if out_of_reach == outage_after:
+                            stop.set()  # what is in hand is finished
+                            outage = event
         failures = tuple(writer.failed[file.id] for file in files if file.id in writer.failed)
+    if outage is not None:
+        raise OutageError(
+            f"{outage_after} files in a row cannot be reached, the last one because {outage.reason}; "
+            f"{skipped + embedded} of {len(files)} videos are in {os.fspath(out)}, and none of these files counts as bad: "
+            "rerun the same command when they can be reached."
+        )
     if meter.ended < len(todo):
         raise KeyboardInterrupt(
             f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
