@@ -34,7 +34,7 @@ from lvmae.representations import represent
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
 
 BASE: dict[str, Any] = {
-    "max_segments": 36, "min_seconds": 100, "epochs": 80, "warmup_epochs": 5, "batch_size": 16, "validate_every": 20,
+    "max_segments": 36, "min_seconds": 100, "epochs": 50, "warmup_epochs": 4, "batch_size": 16, "validate_every": 10,
     "log_every": 50, "checkpoint_minutes": 60, "checkpoint_every": 100000, "num_workers": 0, "val_fraction": 0.1,
 }  # fmt: skip
 # What changes from cell to cell, what says most first.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lvmae import representations
 from lvmae.errors import InputError, WorkError
+from lvmae.evaluation.features import load_features
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
 from lvmae.representations import load_run_encoder, represent, run_fingerprint
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
@@ -197,8 +198,15 @@ def test_what_was_taken_off_a_video_is_kept(store: EmbeddingStore, tmp_path: Pat
     if center == "none":
         assert reps.center_features is None
         assert reps[0].center is None
+        assert load_features(reps, np.arange(2)).readouts() == ("mean", "cls", "both", "mean+std")
         return
     expected = np.stack([l2_normalize(store.embeddings(i)).mean(axis=0) for i in range(len(store))])
     np.testing.assert_allclose(reps.center_features, expected, atol=1e-6)
     np.testing.assert_allclose(reps[1].center, expected[1], atol=1e-6)
     np.testing.assert_allclose(reps[1].mean, reps[1].embeddings[0].astype(np.float32), atol=2e-3)  # it has one segment
+    features = load_features(reps, np.arange(len(reps)))
+    assert features.readouts() == ("mean", "cls", "both", "mean+std", "mean+center", "mean+std+center")
+    blocks = [reps.mean_features, features.deviation(), expected]
+    np.testing.assert_allclose(features.pooled("mean+std+center"), np.concatenate(blocks, axis=1), atol=1e-6)
+    some = features.take(np.array([4, 2]))
+    np.testing.assert_allclose(some.pooled("mean+center")[:, D:], expected[[4, 2]], atol=1e-6)

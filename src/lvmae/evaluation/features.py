@@ -19,7 +19,8 @@ from lvmae.store import REPRESENTATIONS, EmbeddingStore, VideoRecord, l2_normali
 RAW = "raw embeddings"
 LEARNT = "LV-MAE"
 BESIDE = "LV-MAE + raw"
-READOUTS = ("mean", "cls", "both", "mean+std")  # both: the mean and [CLS]
+# both: the mean and [CLS]; center: the mean of the embeddings, which a run with center=video took off them.
+READOUTS = ("mean", "cls", "both", "mean+std", "mean+center", "mean+std+center")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Features:
         tokens: V arrays (L, D) of any float type, without [CLS]: views on the store's memory map.
         cls: (V, D) float32; None for raw embeddings, which have no [CLS].
         mean: (V, D) float32, the mean of a video's tokens without [CLS].
+        center: (V, D) float32, what was taken off a video's embeddings; None where nothing was.
     """
 
     name: str
@@ -39,6 +41,13 @@ class Features:
     tokens: list[NDArray[Any]]
     cls: Tensor | None
     mean: Tensor
+    center: Tensor | None = None
+
+    def readouts(self) -> tuple[str, ...]:
+        """Those of `READOUTS` that these features have."""
+        needs_cls, needs_center = ("cls", "both"), ("mean+center", "mean+std+center")
+        lacking = (*(needs_cls if self.cls is None else ()), *(needs_center if self.center is None else ()))
+        return tuple(readout for readout in READOUTS if readout not in lacking)
 
     def pooled(self, readout: str) -> NDArray[np.float64]:
         """A vector a video (V, D) or (V, 2 D), by one of `READOUTS`.
@@ -49,12 +58,20 @@ class Features:
         mean = self.mean.double().numpy()
         if readout == "mean":
             return mean
-        if readout == "mean+std":
-            return np.concatenate([mean, self.deviation()], axis=1)
+        parts = readout.split("+")
+        if parts[0] == "mean" and len(parts) > 1:
+            blocks = {"mean": lambda: mean, "std": self.deviation, "center": self._center}
+            return np.concatenate([blocks[part]() for part in parts], axis=1)
         if self.cls is None:
             raise InputError(f"{self.name} have no [CLS], which the readout '{readout}' needs")
         cls = self.cls.double().numpy()
         return cls if readout == "cls" else np.concatenate([mean, cls], axis=1)
+
+    def _center(self) -> NDArray[np.float64]:
+        if self.center is None:
+            raise InputError(f"nothing was taken off the embeddings of {self.name}, so there is no center to read")
+        found: NDArray[np.float64] = self.center.double().numpy()
+        return found
 
     def deviation(self) -> NDArray[np.float64]:
         """(V, D): the standard deviation of each dimension over a video's tokens."""
@@ -68,7 +85,8 @@ class Features:
         """The features of some of the videos."""
         index = torch.from_numpy(rows)
         cls = None if self.cls is None else self.cls[index]
-        return Features(self.name, self.dim, [self.tokens[row] for row in rows.tolist()], cls, self.mean[index])
+        center = None if self.center is None else self.center[index]
+        return Features(self.name, self.dim, [self.tokens[row] for row in rows.tolist()], cls, self.mean[index], center)
 
     def finite(self) -> NDArray[np.bool_]:
         """(V): whether all of a video's values are finite."""
@@ -83,8 +101,9 @@ class Features:
         found.update(self.mean.numpy().tobytes())
         for tokens in self.tokens:
             found.update(np.ascontiguousarray(tokens).tobytes())
-        if self.cls is not None:
-            found.update(self.cls.numpy().tobytes())
+        for pooled in (self.cls, self.center):
+            if pooled is not None:
+                found.update(pooled.numpy().tobytes())
         return found.hexdigest()
 
     def batch(
@@ -131,7 +150,9 @@ def load_features(
     if spans is None:
         means = np.asarray(store.mean_features[places], dtype=np.float32)
     cls = torch.from_numpy(np.asarray(store.cls_features[places], dtype=np.float32))
-    return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means))
+    taken = store.center_features
+    center = None if taken is None else torch.from_numpy(np.asarray(taken[places], dtype=np.float32))
+    return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means), center)
 
 
 def has_span(record: VideoRecord, start: float, end: float) -> bool:

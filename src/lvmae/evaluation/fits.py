@@ -58,10 +58,10 @@ class Fit:
         return np.concatenate([part.pooled(self.readout) for part in self.sets], axis=1)
 
     def is_raw_of(self, other: Fit) -> bool:
-        """Whether this is the raw row to compare another with: its own readout, or the mean where it reads [CLS] too."""
+        """Whether this is the raw row to compare another with: the mean and deviation where it reads these, else the mean."""
         if self.name != RAW or other.name == RAW or self.probe != other.probe:
             return False
-        return self.readout == (other.readout if other.readout == "mean+std" else "mean")
+        return self.readout == ("mean+std" if "std" in other.readout else "mean")
 
 
 def fit_all(

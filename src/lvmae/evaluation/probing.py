@@ -239,7 +239,7 @@ class _Asked:
         return found
 
     def _readouts(self, part: Features) -> tuple[str, ...]:
-        possible = READOUTS if part.cls is not None else tuple(r for r in READOUTS if r not in ("cls", "both"))
+        possible = part.readouts()
         here = tuple(r for r in self.readouts if r in possible)
         if not here and part.name != RAW:
             raise InputError(
