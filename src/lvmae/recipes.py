@@ -228,6 +228,20 @@ class Recipe:
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
+    def resolved(self, *, dim: int, longest_seconds: float) -> dict[str, Any]:
+        """What a run does with embeddings of width `dim`, where `max_segments` segments last `longest_seconds`: no value is None.
+
+        What is off is "none", as it is set; `from_dict` reads it. Raises InputError where `heads` does not fit.
+        """
+        longest = longest_seconds if self.max_seconds is None else min(self.max_seconds, longest_seconds)
+        settled = {
+            "heads": self.heads_for(dim),
+            "embedding_scale": math.sqrt(dim) if self.embedding_scale is None else self.embedding_scale,
+            "max_seconds": longest,
+            "min_seconds": min(self.min_seconds, longest),
+        }
+        return {key: "none" if value is None else value for key, value in (self.to_dict() | settled).items()}
+
     def computing(self) -> dict[str, Any]:
         """The settings that say what is computed, as plain data; the same in every version for the same computation."""
         old = {key: BEFORE_IT_EXISTED.get(key, getattr(Recipe, key)) for key in ADDED}

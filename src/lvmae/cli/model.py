@@ -22,6 +22,17 @@ def add_pretrain(commands: Any) -> None:
     command.add_argument("stores", nargs="+", metavar="store")
     command.add_argument("--out", required=True, help="where the run goes")
     command.add_argument("--recipe", default="base", help="named configuration, or a run's recipe.json (default: base)")
+    command.add_argument(
+        "--only",
+        metavar="FILE",
+        help="train on these videos alone: a list of ids, one a line, or a table with a column id",
+    )
+    command.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="neither train on nor hold out these videos, such as a benchmark's test videos",
+    )
+    command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
     takes_trust(command)
     command.add_argument(
         "--set",
@@ -42,6 +53,9 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
         arguments.out,
         recipe=arguments.recipe,
         settings=key_values(arguments.set, "--set"),
+        only=arguments.only,
+        exclude=arguments.exclude,
+        init=arguments.init,
     )
     return 0
 

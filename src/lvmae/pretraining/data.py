@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lvmae.errors import InputError, LVMAEError
+from lvmae.pretraining.split import HELD_OUT, TRAIN, Ids, split_stores
 from lvmae.recipes import Recipe
 from lvmae.sequences import (
     DurationSampling,
@@ -25,7 +26,6 @@ from lvmae.sequences import (
     WindowDataset,
     collate_packed,
     epoch_batches,
-    split_videos,
 )
 from lvmae.sequences.masking import shortest_maskable
 from lvmae.store import EmbeddingStore
@@ -52,32 +52,41 @@ class _Share:
 class TrainingData:
     """The videos of a run, split into those to train on and those held out.
 
+    Args:
+        stores: open stores of one space.
+        recipe: the run's.
+        only, exclude: ids of videos, or files of them, that alone may be used, or that may not.
+
     Raises:
-        InputError: no video is long enough, or the recipe's mixture does not fit the stores.
+        InputError: no video is long enough, a list of ids names none, or the recipe's mixture does not fit the stores.
     """
 
-    def __init__(self, stores: Sequence[EmbeddingStore], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        stores: Sequence[EmbeddingStore],
+        recipe: Recipe,
+        *,
+        only: Ids | None = None,
+        exclude: Ids | None = None,
+    ) -> None:
         if recipe.mixture and len(recipe.mixture) != len(stores):
             raise InputError(f"mixture has {len(recipe.mixture)} weights for {len(stores)} stores: give one for each.")
         self.recipe = recipe
         shortest = shortest_maskable(recipe.mask_ratio)
-        trained, held_out, self.description = [], [], []
-        for store in stores:
-            usable = np.flatnonzero(store.lengths >= shortest)
-            train, held = _split(len(usable), recipe)
-            trained.append(usable[train])
-            held_out.append(usable[held])
-            self.description.append(
-                {
-                    "path": str(store.path),
-                    "space_id": store.space_id,
-                    "fingerprint": store.fingerprint,
-                    "videos": len(store),
-                    "held_out": len(held),
-                    "too_short": len(store) - len(usable),
-                    "segments": int(store.lengths.sum()),
-                }
-            )
+        self.split = split_stores(stores, recipe, shortest, only=only, exclude=exclude)
+        trained, held_out = self.split.places(TRAIN), self.split.places(HELD_OUT)
+        self.description: list[dict[str, Any]] = [
+            {
+                "path": str(store.path),
+                "space_id": store.space_id,
+                "fingerprint": store.fingerprint,
+                "videos": len(store),
+                **self.split.counts(number),
+                "segments": int(store.lengths.sum()),
+                "split": self.split.digest(number),
+            }
+            for number, store in enumerate(stores)
+        ]
         dataset = functools.partial(
             WindowDataset,
             sampling=DurationSampling(recipe.min_seconds, recipe.max_segments, recipe.max_seconds),
@@ -86,7 +95,12 @@ class TrainingData:
             temperature=recipe.temperature,
             seed=recipe.seed,
         )
-        self.windows = dataset(stores, videos=trained, weights=recipe.mixture or None)
+        used = [number for number, places in enumerate(trained) if len(places)]
+        self.windows = dataset(
+            [stores[number] for number in used],
+            videos=[trained[number] for number in used],
+            weights=[recipe.mixture[number] for number in used] if recipe.mixture else None,
+        )
         self.steps_per_epoch = -(-len(self.windows) // recipe.batch_size)
         self.validation: list[Window] = []
         checked = [number for number, held in enumerate(held_out) if len(held)]
@@ -114,6 +128,11 @@ class TrainingData:
             "that leave one to see and one to predict: they are not trained on."
             for store in self.description
             if store["too_short"]
+        ]
+        found += [
+            f"No video of {store['path']} is trained on: all are held out in another store, too short or excluded."
+            for store in self.description
+            if store["videos"] == store["held_out"] + store["too_short"] + store["excluded"]
         ]
         if not any(store["held_out"] for store in self.description):
             found.append("No video is held out: nothing will tell whether the model learns more than interpolation.")
@@ -186,12 +205,6 @@ class _Batches(Dataset["MicroBatch | LVMAEError"]):
             return error
         inputs = collate_packed(windows)
         return MicroBatch(inputs, sum(inputs["lengths"]) - sum(inputs["num_visible"]) if share.counts else 0)
-
-
-def _split(count: int, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Places to train on and places to hold out: at least one of each, where there are two."""
-    fraction = min(max(recipe.val_fraction, 1 / count), 1 - 1 / count) if recipe.val_fraction and count > 1 else 0.0
-    return split_videos(count, fraction, recipe.seed)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -11,6 +11,7 @@ micro-batches share it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -28,7 +29,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, send_to_device
 from safetensors import SafetensorError
 
-from lvmae import recipes
+from lvmae import __version__, recipes
 from lvmae.errors import InputError, WorkError
 from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
@@ -39,10 +40,13 @@ from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_m
 from lvmae.pretraining.data import MicroBatch, TrainingData
 from lvmae.pretraining.optimisation import adamw, learning_rate
 from lvmae.pretraining.run_folder import RunFolder, read_metrics
+from lvmae.pretraining.split import Ids
+from lvmae.pretraining.starting import Start
 from lvmae.pretraining.validation import Validation
 from lvmae.process import handling_signals, own_state
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
+from lvmae.sequences import SegmentTimes
 from lvmae.store import EmbeddingStore, Manifest
 
 log = logging.getLogger(__name__)
@@ -68,11 +72,15 @@ def pretrain(
     recipe: str | os.PathLike[str] | Recipe = "base",
     settings: Mapping[str, Any] | None = None,
     resume: bool = True,
+    only: Ids | None = None,
+    exclude: Ids | None = None,
+    init: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Trains an LV-MAE on the videos of one or more stores; returns the run folder, `out`.
 
-    The same call goes on with a run that was interrupted, and returns at once from one that is finished. Works alone, and in
-    every process of `accelerate launch` or `torchrun`.
+    The same call resumes a run that was interrupted, and returns at once from one that is finished. With more `epochs` it makes
+    a finished run longer: the learning rate, 0 at the end of what was asked for first, rises to where the schedule of all epochs
+    has it and falls to 0 along it. Works alone, and in every process of `accelerate launch` or `torchrun`.
 
     Args:
         store: a store, its path, or several of one embedding space.
@@ -80,6 +88,9 @@ def pretrain(
         recipe: a name of `lvmae.recipes.RECIPES`, the `recipe.json` of a run, or a `Recipe`.
         settings: values that replace the recipe's, as themselves or as text.
         resume: False refuses a folder that already holds a run.
+        only, exclude: ids of videos, or a file of them (one id a line, or a table with a column `id`), that alone may be used,
+            or that may not: a benchmark's test videos, for example. What is held out is drawn from the rest.
+        init: a run, or an official checkpoint, whose weights the run begins with. Optimiser and schedule begin anew.
 
     Raises:
         InputError: settings, stores or folder do not go together. WorkError: the training failed; what was done is kept.
@@ -88,21 +99,39 @@ def pretrain(
     chosen = recipes.named(recipe).with_settings(settings)
     recipes.check_trust(recipe, chosen, settings)
     stores = _open(store)
-    data = TrainingData(stores, chosen)
+    data = TrainingData(stores, chosen, only=only, exclude=exclude)
     config = _config(stores[0].manifest, chosen)
-    description = {"recipe": chosen.to_dict(), "stores": data.description}
-    folder = RunFolder(Path(out))
-    folder.check(description, resume=resume)
-    if (final := folder.finished) is not None:
+    start = None if init is None else Start.at(init)
+    resolve = functools.partial(
+        Recipe.resolved, dim=stores[0].dim, longest_seconds=SegmentTimes.of(stores[0]).seconds_of(chosen.max_segments)
+    )
+    description: dict[str, Any] = {
+        "recipe": resolve(chosen),
+        "stores": data.description,
+        "versions": {"lvmae": __version__, "torch": str(torch.__version__)},
+    }
+    if start is not None:
+        description["init"] = start.description
+    folder = RunFolder(Path(out).expanduser())
+    longer = folder.check(description, resume=resume, resolve=resolve)
+    if (final := folder.finished) is not None and not longer:
         log.info("%s is finished, after %d steps: there is nothing to do. %s", out, final["step"], verdict(final))
         return folder.path
     for warning in data.warnings:
         log.warning(warning)
+    if start is not None:
+        start.warn_of_leaks(data.split)
     with _few_threads(config), own_accelerate_state(), _accelerator(chosen, folder.path) as accelerator:
         accelerator.wait_for_everyone()  # all have looked at the folder before the first process writes to it
         try:
             _Training(
-                accelerator, folder=folder, recipe=chosen, config=config, data=data, description=description
+                accelerator,
+                folder=folder,
+                recipe=chosen,
+                config=config,
+                data=data,
+                description=description,
+                start=start,
             ).run()
         finally:
             folder.close()
@@ -146,6 +175,7 @@ class _Training:
         config: LVMAEConfig,
         data: TrainingData,
         description: dict[str, Any],
+        start: Start | None,
     ) -> None:
         self.accelerator = accelerator
         self.folder = folder
@@ -153,6 +183,7 @@ class _Training:
         self.config = config
         self.data = data
         self.description = description
+        self.start = start
         self.main = accelerator.is_main_process
         self.world = accelerator.num_processes
         self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep)
@@ -178,6 +209,10 @@ class _Training:
                 model = LVMAEForPreTraining(self.config, trust_code=True)  # whoever named the objective has been asked
                 if self.checkpoints.empty:
                     model.begin(self.data.sample)
+                    if self.start is not None:
+                        self.start.give_to(model)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"The objective {self.recipe.loss!r} cannot be used: {error}.") from None
         return model
@@ -235,16 +270,19 @@ class _Training:
         step = checkpoint.step if checkpoint else 0
         self.accelerator.wait_for_everyone()
         if self.main:
-            self.folder.open(self.description, metrics_bytes=checkpoint.state["metrics_bytes"] if checkpoint else 0)
+            seen = checkpoint.state["metrics_bytes"] if checkpoint else 0
+            self.folder.open(self.description, self.data.split, metrics_bytes=seen)
             self.checkpoints.clean(damaged)
         if checkpoint is not None:
             restore(checkpoint, self.model, self.optimizer.optimizer)
             if self.accelerator.scaler is not None and checkpoint.state["scaler"]:
                 self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
             if self.main:
-                log.info("Going on from step %d of %d.", step, self.total_steps)
+                log.info("Resuming from step %d of %d.", step, self.total_steps)
+                self._say_longer(step)
         self.accelerator.init_trackers(
             "lvmae",
+            config=self._hyper_parameters(),
             init_kwargs={
                 "tensorboard": {"purge_step": step + 1},
                 "wandb": {"dir": str(self.folder.path), "resume": "auto"},
@@ -252,11 +290,37 @@ class _Training:
         )
         return step
 
-    def _step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
-        """One optimiser step on this process's share of a batch."""
-        lr = learning_rate(
+    def _say_longer(self, step: int) -> None:
+        """What the learning rate does where a finished run is made longer."""
+        made_longer = self.description.get("made_longer")
+        if made_longer and made_longer[-1]["step"] == step:
+            log.info(
+                "The run was finished after %d epochs and is made longer, to %d: the learning rate rises from 0 to %.3g, where the "
+                "schedule of %d epochs has it, and falls to 0 at the end.",
+                made_longer[-1]["epochs"],
+                self.recipe.epochs,
+                self._learning_rate(step),
+                self.recipe.epochs,
+            )
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(
             step, peak=self.recipe.learning_rate, warmup_steps=self.warmup_steps, total_steps=self.total_steps
         )
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        """What a tracker shows beside the curves: numbers, words and truth values."""
+        values = {
+            **self.description["recipe"],
+            "learning_rate": self.recipe.learning_rate,
+            "parameters": self.parameters,
+        }
+        values |= {"space_id": self.config.space_id, "width": self.config.hidden_size, "processes": self.world}
+        return {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
+
+    def _step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
+        """One optimiser step on this process's share of a batch."""
+        lr = self._learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         masked = torch.tensor(float(sum(micro.masked for micro in micro_batches)), device=self.accelerator.device)

@@ -1,6 +1,8 @@
 """The folder of a run: who may write to it, what it was started with, and its curves.
 
-recipe.json     the recipe, and the stores by space and fingerprint: enough to repeat the run
+recipe.json     the resolved recipe (no null: what is off is "none"), the stores by space, fingerprint and split, the versions
+                of lvmae and torch, the weights it began with, and the epochs of which it was made longer
+split.csv       which videos are trained on and which are held out (`lvmae.pretraining.split`)
 metrics.jsonl   {"step", "epoch", "loss", "lr", "grad_norm"} a step; {"step", "epoch", "val_..."} a validation; then one
                 line {"event": "finished", ...}. No times: two runs of one recipe on one CPU write the same bytes.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ from lvmae import __version__
 from lvmae.errors import InputError, WorkError
 from lvmae.files.locks import Lock
 from lvmae.files.writing import TEMPORARY, remove_leftovers, write_json
+from lvmae.pretraining.split import Split
 from lvmae.recipes import FREE, Recipe
 from lvmae.store import EmbeddingStore
+
+# Objectives whose loss is a mean over masked tokens: into how many micro-batches a batch is cut changes no figure of theirs.
+_MEANS_OF_TOKENS = frozenset({"mse", "cosine", "residual"})
 
 _RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
 
@@ -31,8 +37,13 @@ class RunFolder:
         self._lock = Lock(path / _LOCK, f"Another process is training in {path}: wait for it, or name another folder.")
         self._metrics: int | None = None
 
-    def check(self, description: Mapping[str, Any], *, resume: bool) -> None:
-        """Raises InputError where the folder holds something else, or a run that was started with something else."""
+    def check(self, description: dict[str, Any], *, resume: bool, resolve: Callable[[Recipe], dict[str, Any]]) -> bool:
+        """Whether the run here is finished and to be made longer, to the epochs of `description`.
+
+        What only the run here knows (with which versions it began, where it was made longer) is added to `description`.
+
+        Raises InputError where the folder holds something else, or a run that was started with something else.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the run.")
         try:
@@ -44,17 +55,32 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} holds other files ({', '.join(sorted(strangers)[:3])}): name a new or empty folder for the run."
                 ) from None
-            return
-        except ValueError:
+            return False
+        except (ValueError, OSError):
             raise InputError(f"{self.path / _RECIPE} cannot be read: name another folder for the run.") from None
+        if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
+            raise InputError(f"{self.path / _RECIPE} is not that of a run: name another folder for the run.")
         if not resume:
             raise InputError(f"{self.path} already holds a run: name another folder, or go on with it.")
-        differing = _differences(there, description)
+        differing = _differences(there, description, resolve)
+        finished, epochs, wanted = self.finished, there["recipe"].get("epochs"), description["recipe"]["epochs"]
+        if finished and list(differing) == ["epochs"] and isinstance(epochs, int):
+            if wanted < epochs:
+                raise InputError(
+                    f"{self.path} is finished after {epochs} epochs and cannot be made shorter: name another folder for {wanted}."
+                )
+            begun = {"epochs": epochs, "step": finished["step"]}
+            description["made_longer"] = [*there.get("made_longer", []), begun]
+            differing = {}
+        elif "made_longer" in there:
+            description["made_longer"] = there["made_longer"]
         if differing:
             raise InputError(
-                f"{self.path} holds a run that was started differently ({'; '.join(differing)}): "
+                f"{self.path} holds a run that was started differently ({'; '.join(differing.values())}): "
                 "give the same settings and stores to go on with it, or name another folder."
             )
+        description["versions"] = there.get("versions") or description["versions"]
+        return bool(finished) and epochs != wanted
 
     @property
     def finished(self) -> dict[str, Any] | None:
@@ -62,7 +88,7 @@ class RunFolder:
         records = read_metrics(self.path)
         return records[-1] if records and records[-1].get("event") == "finished" else None
 
-    def open(self, description: Mapping[str, Any], *, metrics_bytes: int) -> None:
+    def open(self, description: Mapping[str, Any], split: Split, *, metrics_bytes: int) -> None:
         """Takes the folder for this process and cuts the curves to what the checkpoint had seen.
 
         Raises InputError where another process is at work in it, WorkError where the curves are shorter than that.
@@ -70,6 +96,7 @@ class RunFolder:
         self._lock.take()
         remove_leftovers(self.path)
         write_json(self.path / _RECIPE, description)
+        split.write(self.path)
         self._metrics = os.open(self.path / _METRICS, os.O_RDWR | os.O_CREAT, 0o644)
         if os.fstat(self._metrics).st_size < metrics_bytes:
             raise WorkError(
@@ -113,30 +140,43 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    written, new = there.get("recipe", {}), now["recipe"]
+def _differences(
+    there: Mapping[str, Any], now: Mapping[str, Any], resolve: Callable[[Recipe], dict[str, Any]]
+) -> dict[str, str]:
+    """Sentences on what differs, by what it is."""
+    written, new = there["recipe"], now["recipe"]
     unknown = sorted(written.keys() - new.keys())
     if unknown:
-        return [
-            f"its recipe has the setting {unknown[0]}, which lvmae {__version__} does not know: use the version that made it"
-        ]
+        said = f"its recipe has the setting {unknown[0]}, which lvmae {__version__} does not know: use the version that made it"
+        return {unknown[0]: said}
     try:
-        old = Recipe.from_dict(written).to_dict()
+        recipe = Recipe.from_dict(written)
+        old = resolve(recipe)
     except InputError as error:
-        return [f"its recipe is not one that can be resumed: {str(error).rstrip('.')}"]
-    found = [
-        f"{key} is {_short(old[key])} there and {_short(new[key])} here"
+        return {"recipe": f"its recipe is not one that can be resumed: {str(error).rstrip('.')}"}
+    free = FREE | {"name"} | ({"accumulation"} if recipe.loss in _MEANS_OF_TOKENS else set())
+    found = {
+        key: f"{key} is {_short(old[key])} there and {_short(new[key])} here"
         for key in new
-        if key not in FREE | {"name"} and old[key] != new[key]
-    ]
+        if key not in free and old[key] != new[key]
+    }
+    if there.get("init", {}).get("fingerprint") != now.get("init", {}).get("fingerprint"):
+        paths = [side.get("init", {}).get("path") for side in (there, now)]
+        was, now_is = (f"the weights of {path}" if path else "random weights" for path in paths)
+        found["init"] = f"it began with {was} there and with {now_is} here"
     stores, given = there.get("stores", []), now["stores"]
     if len(stores) != len(given):
-        found.append(f"{len(stores)} stores there and {len(given)} here")
-    for was, this in zip(stores, given, strict=False):
-        if was.get("space_id") != this["space_id"]:
-            found.append(f"its store is of the space {was.get('space_id')}, {this['path']} of {this['space_id']}")
-        elif was.get("fingerprint") != this["fingerprint"] and not _is_older_name(was.get("fingerprint"), this["path"]):
-            found.append(f"the store {this['path']} has other content than when the run was started")
+        found["stores"] = f"{len(stores)} stores there and {len(given)} here"
+    for number, (old_store, this) in enumerate(zip(stores, given, strict=False)):
+        key = f"store {number}"
+        if old_store.get("space_id") != this["space_id"]:
+            found[key] = f"its store is of the space {old_store.get('space_id')}, {this['path']} of {this['space_id']}"
+        elif old_store.get("fingerprint") != this["fingerprint"] and not _is_older_name(
+            old_store.get("fingerprint"), this["path"]
+        ):
+            found[key] = f"the store {this['path']} has other content than when the run was started"
+        elif old_store.get("split", this["split"]) != this["split"] and not found:
+            found[key] = f"other videos of {this['path']} are trained on: `only` and `exclude` have to be the same"
     return found
 
 
