@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from training_process import train
@@ -118,6 +118,7 @@ def opened(tmp_path_factory) -> EmbeddingStore:
     return EmbeddingStore.open(write_store(tmp_path_factory.mktemp("planted") / "store", [8] * 23))
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(
     world=st.integers(1, 4),
     accumulation=st.integers(1, 3),

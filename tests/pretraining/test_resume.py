@@ -54,7 +54,9 @@ def test_an_uninterrupted_run(uninterrupted):
     )
     assert records[-1]["event"] == "finished"
     assert steps(uninterrupted) == ["step-00000009", "step-00000012"]
-    assert json.loads((uninterrupted / "recipe.json").read_text())["recipe"] == small().to_dict()
+    assert json.loads((uninterrupted / "recipe.json").read_text())["recipe"] == small().resolved(
+        dim=16, longest_seconds=180.0
+    )
 
 
 @pytest.mark.parametrize(

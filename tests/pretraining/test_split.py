@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import small, write_store
@@ -76,6 +76,7 @@ def test_only_and_exclude(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         TrainingData([store], small(), exclude=store.ids)
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(
         st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs"]), min_size=1), min_size=1, unique=True
