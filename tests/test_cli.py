@@ -252,3 +252,22 @@ def test_imported_features_walk_the_whole_path(tmp_path: Path) -> None:
         done = lvmae(*command)
         assert done.returncode == 0, (command, done.stderr)
     assert "film03" in (tmp_path / "report.html").read_text()
+
+
+def test_ids_and_files_may_begin_with_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    for number, name in enumerate(("-Ab3xYz01_k", "--b3xYz01_k", "-h3xYz01_kQ", "plain")):
+        np.save(features / f"{name}.npy", np.random.default_rng(number).normal(size=(6, 8)).astype(np.float32))
+    monkeypatch.chdir(features)
+    options = ["--segment-seconds", "5", "--space", "-s"]
+    assert lvmae("import", "-Ab3xYz01_k.npy", "--out", "-store", *options).returncode == 0
+    store = str(tmp_path / "store")
+    assert lvmae("import", features, "--out", store, *options).returncode == 0
+    for name in ("-Ab3xYz01_k", "--b3xYz01_k", "-h3xYz01_kQ"):
+        found = lvmae("search", store, "--video", name, "--top", "3").stdout.split()[2::3]
+        assert sorted([*found, name]) == sorted(["-Ab3xYz01_k", "--b3xYz01_k", "-h3xYz01_kQ", "plain"])
+        assert lvmae("timeline", store, name).returncode == 0
+    for wrong in (["-top", "2"], ["--tpo", "2"], ["--segment-secs", "2"]):
+        done = lvmae("search", store, "--video", "plain", *wrong)
+        assert (done.returncode, "unrecognized arguments" in done.stderr) == (2, True)

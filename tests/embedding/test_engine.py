@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +105,12 @@ def test_bad_files_are_failures_with_reasons(folder: Path, plain: Path, tmp_path
     assert reasons["pipe"] == "it is a pipe or a device, not a file"
     assert contents(tmp_path / "store")["good"][4] == contents(plain)["sub/5"][4]
 
+    (videos / "more.mp4").write_bytes(good)
+    assert embed(videos, tmp_path / "store").embedded == 1  # known failures are left alone
     (videos / "empty.mp4").write_bytes(good)
-    assert embed(videos, tmp_path / "store").embedded == 0  # known failures are left alone
-    mended = embed(videos, tmp_path / "store", retry_failures=True)
+    mended = embed(videos, tmp_path / "store")  # unless the file is another one now
     assert (mended.embedded, mended.failed) == (1, 4)
+    assert embed(videos, tmp_path / "store", retry_failures=True).failed == 4
 
 
 def test_a_film_that_breaks_off_takes_nothing_else_along(folder: Path, plain: Path, tmp_path: Path) -> None:
@@ -310,3 +313,58 @@ def test_real_films_with_the_offline_encoder(shared: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(np.linalg.norm(bunny, axis=1), 1, atol=2e-3)
     neighbours = (bunny[1:] * bunny[:-1]).sum(1).mean()
     assert neighbours > (bunny @ bunny.T)[~np.eye(len(bunny), dtype=bool)].mean() + 0.05  # time is in it
+
+
+def test_a_video_is_stored_once_under_one_id_whatever_else_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Two folders with files of one name, in one call or several, in every order, from above and through links."""
+    for number, name in enumerate(("dog", "cat")):
+        (tmp_path / "lib" / name).mkdir(parents=True)
+        shutil.copy(folder / f"{number * 2}.mp4", tmp_path / "lib" / name / "000.mp4")
+    dog, cat = tmp_path / "lib/dog", tmp_path / "lib/cat"
+    sources = {str(dog / "000.mp4"), str(cat / "000.mp4")}
+
+    def stored(out: Path) -> dict[str, str]:
+        return {record.id: record.source for record in EmbeddingStore.open(out)}
+
+    assert embed(dog, tmp_path / "one by one").embedded == 1
+    assert embed(cat, tmp_path / "one by one").embedded == 1
+    assert stored(tmp_path / "one by one") == {"000": str(dog / "000.mp4"), "cat/000": str(cat / "000.mp4")}
+    embed([dog, cat], tmp_path / "both")
+    embed([cat, dog], tmp_path / "both turned")
+    assert stored(tmp_path / "both") == stored(tmp_path / "both turned")
+    assert set(stored(tmp_path / "both").values()) == sources
+    (tmp_path / "linked").symlink_to(dog)
+    for out in ("one by one", "both"):
+        before = stored(tmp_path / out)
+        for videos in (dog, cat, [cat, dog], tmp_path / "lib", tmp_path / "linked", cat / "000.mp4"):
+            assert embed(videos, tmp_path / out).embedded == 0
+        assert stored(tmp_path / out) == before
+
+
+def test_a_folder_that_was_moved_is_known(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "here")
+    embed(tmp_path / "here", tmp_path / "store")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert embed(tmp_path / "there", tmp_path / "store").skipped == 6
+    shutil.copytree(tmp_path / "there", tmp_path / "copy", copy_function=shutil.copyfile)  # other times, same content
+    assert embed(tmp_path / "copy", tmp_path / "store").skipped == 6
+
+
+def test_files_that_changed_are_told_and_embedded_again_on_request(folder: Path, plain: Path, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "store"
+    shutil.copytree(folder, videos)
+    assert embed(videos, out).changed == ()
+    shutil.copy(folder / "4.mp4", videos / "0.mp4")
+    os.utime(videos / "2.mp4", (1, 1))  # touched: its content is the same
+    told = embed(videos, out)
+    assert (told.embedded, told.changed) == (0, (str(videos / "0.mp4"),))
+    assert contents(out)["0"][4] == contents(plain)["0"][4]
+    done = embed(videos, out, refresh=True)
+    assert (done.embedded, done.skipped, done.changed) == (1, 5, ())
+    assert contents(out)["0"][4] == contents(plain)["4"][4]
+    assert len(EmbeddingStore.open(out)) == 6
+    assert embed(videos, out).changed == ()
+    (videos / "0.mp4").write_text("no video any more")
+    broken = embed(videos, out, refresh=True)
+    assert (broken.embedded, broken.failed) == (0, 1)
+    assert contents(out)["0"][4] == contents(plain)["4"][4]  # what was there stays

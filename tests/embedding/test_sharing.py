@@ -15,6 +15,7 @@ from films import write_film
 from lvmae.embedding import local_engine, pipeline
 from lvmae.embedding.pipeline import Advanced, Job, embed_files, joined, shared_out
 from lvmae.embedding.sources import VideoFile
+from lvmae.files.identity import FileIdentity
 from lvmae.store import EmbeddingStore, Failure, VideoRecord
 from lvmae.video.segmentation import SegmentRule
 
@@ -112,7 +113,7 @@ def test_only_films_that_would_keep_one_worker_busy_are_shared(tmp_path: Path, m
     monkeypatch.setattr(pipeline, "_SHARED_BYTES", 100)
 
     def file(name: str, size: int, **clip: float) -> VideoFile:
-        return VideoFile(name, name, bytes=size, **clip)
+        return VideoFile(name, name, listed=FileIdentity(bytes=size), **clip)
 
     def parts(files: list[VideoFile], workers: int) -> list[tuple[str, int]]:
         return [(f.id, f.parts) for f in shared_out(files, workers, JOB.rule)]

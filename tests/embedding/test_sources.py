@@ -8,9 +8,11 @@ import fsspec
 import pytest
 
 from lvmae.embedding import find_videos
-from lvmae.embedding.sources import VideoFile, share_of
+from lvmae.embedding.sources import VideoFile, search_videos, share_of
 from lvmae.errors import InputError
+from lvmae.files.identity import identity_of
 from lvmae.files.tables import write_parquet_rows
+from lvmae.store import StoredSource, StoredSources
 
 
 def test_find_videos(tmp_path: Path) -> None:
@@ -27,6 +29,82 @@ def test_find_videos(tmp_path: Path) -> None:
         find_videos(tmp_path / "none")
     with pytest.raises(InputError, match="no file or folder"):
         find_videos(tmp_path / "missing")
+
+
+def ids(*inputs: Path | str, stored: StoredSources | None = None) -> list[str]:
+    return [video.id for video in find_videos(list(inputs), stored)]
+
+
+def test_an_id_does_not_depend_on_what_else_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a/x.mp4", "a/x.MKV", "a/y.mp4", "b/x.mp4", "b/y.mp4", "c/b/y.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert ids(a / "x.mp4") == ["x.mp4"]  # beside it is x.MKV
+    assert ids(b / "x.mp4") == ["x"]
+    assert ids(a) == ["x.MKV", "x.mp4", "y"]
+    assert sorted(ids(a, b)) == sorted(ids(b, a)) == ["a/y", "b/y", "x", "x.MKV", "x.mp4"]
+    assert ids(b, tmp_path / "c/b") == ["x", f"{tmp_path.name}/b/y", "c/b/y"]
+    assert ids(a / "y.mp4", a, tmp_path) == ["y", "x.MKV", "x.mp4", "b/x", "b/y", "c/b/y"]  # each file once
+    film = write_table(tmp_path / "m.csv", "path,id\na/y.mp4,mine\n")
+    assert ids(film, a) == ids(film, a / "y.mp4", a) == ["mine", "x.MKV", "x.mp4"]
+
+
+def test_what_a_store_has_keeps_its_id(tmp_path: Path) -> None:
+    for name in ("a/x.mp4", "b/x.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    a, b = tmp_path / "a/x.mp4", tmp_path / "b/x.mp4"
+    stored = StoredSources({"x": StoredSource(str(a), identity_of(a))})
+    assert ids(tmp_path, stored=stored) == ["x", "b/x"]
+    assert ids(b, stored=stored) == ["b/x"]
+    (tmp_path / "a/x.mkv").touch()
+    assert ids(tmp_path / "a", stored=stored) == ["x.mkv", "x"]
+    table = write_table(tmp_path / "m.csv", "path,id\nb/x.mp4,x\n")
+    with pytest.raises(InputError, match=r"gives the id 'x' to .*b/x.mp4, and in the store it is that of .*a/x.mp4"):
+        find_videos(table, stored)
+    clips = write_table(tmp_path / "c.csv", "path,start,end\na/x.mp4,1,2\n")
+    assert ids(clips, stored=stored) == ["a/x.mp4@1-2"]
+    older = StoredSources({"x": StoredSource(str(a))})  # from before the content was noted
+    assert ids(b, stored=older) == ["b/x"]
+    a.unlink()
+    assert ids(b, stored=older) == ["x"]  # it was moved
+    assert ids(b, stored=stored) == ["b/x"]  # it was not: the content is another
+
+
+def test_every_file_that_can_be_a_video_is_found(tmp_path: Path) -> None:
+    names = "a.m2t b.MOD c.vro d.3g2 e.qt f.m2v g.dv h.wtv i.rm j.rmvb k.h264 l.dav m.265 n.y4m"
+    found = names.split()
+    for name in [*found, "notes.txt", "cover.jpg", "cover.JPG", ".hidden.mp4", "numbers.dat", "song.ogg", "README"]:
+        (tmp_path / name).touch()
+    (tmp_path / "vcd.dat").write_bytes(b"RIFF\0\0\0\0CDXAfmt ")
+    (tmp_path / "clip.ogg").write_bytes(b"OggS" + bytes(24) + b"\x80theora")
+    search = search_videos(tmp_path)
+    assert {Path(video.path).name for video in search.videos} == {*found, "vcd.dat", "clip.ogg"}
+    assert search.left_out.startswith("7 files that are no videos: 2 .jpg, ")
+    for part in ("1 .txt", "1 hidden", "1 .dat", "1 .ogg", "1 without suffix"):
+        assert part in search.left_out
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    (tmp_path / "in/real").mkdir(parents=True)
+    (tmp_path / "out/deep").mkdir(parents=True)
+    for name in ("in/real/a.mp4", "out/b.mp4", "out/deep/c.mp4"):
+        (tmp_path / name).touch()
+    for name, target in (("in/1", "out"), ("in/2", "out"), ("in/0", "in/real"), ("out/back", "in"), ("in/up", ".")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    (tmp_path / "in/circle").symlink_to(tmp_path / "in/circle")
+    assert ids(tmp_path / "in") == ["1/b", "1/deep/c", "real/a"]
+
+
+def test_signed_urls_are_files(tmp_path: Path) -> None:
+    url = "https://host/films/film.mp4?X-Amz-Signature=abc&X-Amz-Expires=9"
+    (video,) = find_videos(url)
+    assert (video.id, video.path) == ("film", url)
+    table = write_table(tmp_path / "m.csv", f"path\n{url}\nhttps://me:word@host/other/film.mp4?v=2\n")
+    assert ids(table) == ["films/film", "other/film"]
+    stored = StoredSources({"film": StoredSource("https://host/films/film.mp4")})
+    assert ids(table, stored=stored) == ["film", "other/film"]
 
 
 # --- manifests ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import lvmae
 from lvmae.cli import ablation, evaluation, library, model, store
-from lvmae.cli.command import command_of
+from lvmae.cli.command import Parser, command_of
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
@@ -67,7 +67,7 @@ def _tell() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lvmae",
         description="Learn from, represent, search and understand long videos (LV-MAE).",
         epilog="The path: embed -> pretrain -> represent -> probe, interpret. `lvmae demo` walks it.",

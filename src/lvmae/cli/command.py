@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from lvmae.devices import CHOICES
 from lvmae.errors import InputError
+from lvmae.files.urls import without_secrets
 
 
 def command_of(commands: Any, name: str, run: Any, *, brief: str, goes_in: str, comes_out: str, example: str) -> Any:
@@ -58,11 +62,43 @@ def show(text: str) -> None:
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-def tell_failures(store: str, most: int = 20) -> int:
-    """Prints a store's failures, and returns the exit code that says so."""
+class Parser(argparse.ArgumentParser):
+    """A parser for which what begins with a dash may be a value: ids of YouTube and names of files do.
+
+    A word with one dash is an option only if there is one of exactly this name. One with two is a value if it has the eleven
+    characters of an id and resembles no option; any other is after `--`, as everywhere.
+    """
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        options = self._option_string_actions
+        word = arg_string.partition("=")[0]
+        if arg_string.startswith("-") and len(arg_string) > 1 and word not in options:
+            if not arg_string.startswith("--") and f"-{word}" not in options:
+                return None
+            abbreviates = any(option.startswith(word) for option in options)
+            if re.fullmatch(r"--[\w-]{9}", arg_string) and not abbreviates and not get_close_matches(word, options):
+                return None
+        return super()._parse_optional(arg_string)
+
+
+def tell_changed(changed: Sequence[str], command: str, most: int = 5) -> None:
+    """Prints which files are not what they were when they were stored."""
+    if changed:
+        names = ", ".join(printable(without_secrets(name)) for name in changed[:most])
+        names += f" and {len(changed) - most} more" if len(changed) > most else ""
+        print(
+            f"  {len(changed)} changed since they were stored, and are left as they were: {names}; "
+            f"`lvmae {command} --refresh` takes them again"
+        )
+
+
+def tell_failures(store: str, most: int = 20, *, also: Sequence[Any] = ()) -> int:
+    """Prints a store's failures, and `also` those that it does not list, and returns the exit code that says so."""
     from lvmae.store import EmbeddingStore
 
     failures = EmbeddingStore(store).failures
+    listed = {failure.id for failure in failures}
+    failures += [failure for failure in also if failure.id not in listed]
     for failure in failures[:most]:
         what = f"kept {failure.kept:.1f} s of" if failure.kept else "failed:"
         print(f"  {what} {printable(failure.path)}: {failure.reason}")

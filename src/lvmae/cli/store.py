@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from lvmae.cli.command import command_of, key_values, printable, tell_failures
+from lvmae.cli.command import command_of, key_values, printable, tell_changed, tell_failures
 from lvmae.cli.console import print_json
 from lvmae.errors import InputError, OutageError
 from lvmae.files.urls import without_secrets
@@ -48,6 +48,9 @@ def add_embed(commands: Any) -> None:
     )
     bad = command.add_argument_group("bad files")
     bad.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
+    bad.add_argument(
+        "--refresh", action="store_true", help="embed files again that have changed since they were stored"
+    )
     bad.add_argument(
         "--keep-partial", action="store_true", help="keep what comes before the place where a file breaks off"
     )
@@ -113,6 +116,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         outage_after=arguments.outage_after,
         commit_seconds=arguments.commit_seconds,
         wait=arguments.wait,
+        refresh=arguments.refresh,
     )
     speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
     print(
@@ -120,7 +124,10 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} there before, "
         f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
-    code = tell_failures(summary.store) if summary.failures else 0
+    if summary.left_out:
+        print(f"  left out of the folders: {printable(summary.left_out)}")
+    tell_changed(summary.changed, "embed")
+    code = tell_failures(summary.store, also=summary.failures) if summary.failures else 0
     for file in summary.postponed:
         print(f"  postponed: {printable(without_secrets(file.path))}: {file.reason}")
     if summary.postponed:

@@ -24,12 +24,21 @@ from typing import Any, Protocol
 
 from lvmae.devices import release_memory
 from lvmae.embedding.pipeline import Advanced, Event, FrameFormat, Job, Postponed
-from lvmae.embedding.sources import VideoFile, find_videos, share_of
+from lvmae.embedding.sources import VideoFile, search_videos, share_of
 from lvmae.encoders import load_placed
 from lvmae.errors import InputError, InUse, OutageError, Terminated
 from lvmae.process import handling_signals, own_state, say
 from lvmae.progress import progress
-from lvmae.store import Failure, Manifest, StoreWriter, VideoRecord, ids_of_other_ranks, rank_store
+from lvmae.store import (
+    Failure,
+    Manifest,
+    StoreWriter,
+    VideoRecord,
+    ids_of_other_ranks,
+    rank_store,
+    rank_stores,
+    stored_sources,
+)
 from lvmae.video.segmentation import segment_rule
 
 _SETTLE_SECONDS = 1.0  # before what was still being written is tried once more
@@ -51,6 +60,10 @@ class EmbedSummary:
     wall_seconds: float
     failures: tuple[Failure, ...] = ()
     postponed: tuple[Postponed, ...] = ()  # neither done nor failed: out of reach, or still being written
+    changed: tuple[
+        str, ...
+    ] = ()  # files that are not what they were when they were stored, and were not embedded again
+    left_out: str = ""  # how many files of the folders are no videos, by kind
 
 
 class Engine(Protocol):
@@ -114,16 +127,18 @@ def embed_videos(
     outage_after: int = 5,
     commit_seconds: float = 10.0,
     wait: bool = False,
+    refresh: bool = False,
 ) -> EmbedSummary:
     """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
 
     `segment_kind` is "fixed", `segment_seconds` long (5), one every `stride`; or "shots", cut where they are longer than that (10).
-    See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; files that failed before
-    are tried again only with `retry_failures`. Of a file that breaks off nothing is kept, or with `keep_partial` its segments
-    before that place; the store tells the reason among its failures. A file that makes no progress for `timeout` seconds is given
-    up. `workers` is the number of processes, by default one a core; the result does not depend on it. `engine` is "local", or "ray"
-    with the `address` of a cluster (None: the one this machine belongs to, or one started here), where a worker is an actor that
-    Ray gives `worker_cpus` (1) and `worker_gpus` (none).
+    See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; one whose file has
+    changed since is told in the summary, and with `refresh` embedded again. Files that failed are tried again with
+    `retry_failures`, and by themselves where they have changed. Of a file that breaks off nothing is kept, or with
+    `keep_partial` its segments before that place; the store tells the reason among its failures. A file that makes no progress
+    for `timeout` seconds is given up. `workers` is the number of processes, by default one a core; the result does not depend
+    on it. `engine` is "local", or "ray" with the `address` of a cluster (None: the one this machine belongs to, or one started
+    here), where a worker is an actor that Ray gives `worker_cpus` (1) and `worker_gpus` (none).
 
     An encoder on GPUs runs in a process for each of `devices` ("cuda:0,cuda:1"; None: all that are there) and the workers only
     decode for them. On the CPU each worker does both, unless devices are named ("cpu,cpu").
@@ -146,7 +161,9 @@ def embed_videos(
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{name} must be positive, not {number}.")
     run = _engine(engine, address, worker_cpus, worker_gpus)
-    files = find_videos(videos)
+    stored = stored_sources([out] if rank is None else rank_stores(out))
+    search = search_videos(videos, stored)
+    files = search.videos
     whole, elsewhere = out, set[str]()
     if rank is not None and world_size is not None:
         files = share_of(files, rank, world_size)
@@ -183,8 +200,18 @@ def embed_videos(
         _writer(out, manifest, commit_seconds, stop if wait else None) as writer,
     ):
         there = writer.done | elsewhere
-        skipped = sum(file.id in there for file in files)
-        todo = [f for f in files if f.id not in there and (retry_failures or f.id not in writer.failed)]
+        changed = tuple(f for f in files if f.id in there and stored.changed(f.id, f.path, f.now()))
+        again = {f.id for f in changed if refresh and f.id in writer.done}
+        skipped = sum(file.id in there and file.id not in again for file in files)
+        todo = [
+            f
+            for f in files
+            if f.id in again
+            or (
+                f.id not in there
+                and (retry_failures or f.id not in writer.failed or stored.may_succeed(f.id, f.path, f.now()))
+            )
+        ]
         if todo:
             model.self_test()
         del model  # the workers have their own; this process only minds them
@@ -206,7 +233,7 @@ def embed_videos(
                     out_of_reach = out_of_reach + 1 if isinstance(event, Postponed) and event.outage else 0
                     if isinstance(event, VideoRecord):
                         try:
-                            writer.add(event)
+                            writer.add(event, replaces=event.id in again)
                         except ValueError as error:  # an encoder's vectors that are no numbers, say
                             writer.fail(event.id, event.source, f"it cannot be stored: {error}", event.identity)
                             continue
@@ -242,6 +269,8 @@ def embed_videos(
         wall_seconds=time.monotonic() - began,
         failures=failures,
         postponed=tuple(postponed.values()),
+        changed=tuple(file.source for file in changed if file.id not in again),
+        left_out=search.left_out,
     )
 
 

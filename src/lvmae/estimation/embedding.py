@@ -21,7 +21,7 @@ from lvmae.embedding import find_videos
 from lvmae.embedding.sources import VideoFile
 from lvmae.encoders import SegmentEncoder, load_encoder
 from lvmae.errors import InputError, LVMAEError
-from lvmae.store import EmbeddingStore
+from lvmae.store import EmbeddingStore, stored_sources
 from lvmae.video import VideoError, decode_segments
 from lvmae.video.decoding import probe
 from lvmae.video.segmentation import Segmentation, segment_rule
@@ -88,7 +88,7 @@ def estimate_embedding(
     Raises:
         InputError: the videos, the encoder or the segments are none.
     """
-    files = find_videos(videos)
+    files = find_videos(videos, stored_sources([out] if out is not None else []))
     rule = segment_rule(segment_kind, segment_seconds, stride)
     stored = _stored(out)
     todo = [file for file in files if file.id not in stored]

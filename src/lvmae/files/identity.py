@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,8 @@ def stat_of(path: str | os.PathLike[str]) -> FileIdentity:
     try:
         status = Path(os.fspath(path).removeprefix("file://")).stat()
     except (OSError, ValueError):
+        return UNKNOWN
+    if not stat.S_ISREG(status.st_mode):
         return UNKNOWN
     return FileIdentity(status.st_size, status.st_mtime)
 

@@ -22,8 +22,9 @@ from lvmae.store.format import (
     as_float32,
     l2_normalize,
 )
-from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store
+from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store, rank_stores
 from lvmae.store.reader import EmbeddingStore
+from lvmae.store.sources import StoredSource, StoredSources, path_names, source_key, stored_sources
 from lvmae.store.writer import StoreWriter
 
 __all__ = [
@@ -35,10 +36,16 @@ __all__ = [
     "Manifest",
     "MergeSummary",
     "StoreWriter",
+    "StoredSource",
+    "StoredSources",
     "VideoRecord",
     "as_float32",
     "ids_of_other_ranks",
     "l2_normalize",
     "merge_stores",
+    "path_names",
     "rank_store",
+    "rank_stores",
+    "source_key",
+    "stored_sources",
 ]

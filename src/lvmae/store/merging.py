@@ -47,7 +47,7 @@ def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest
             f"{os.fspath(out)} is a store; ranks write stores of their own into a folder: choose another place."
         )
     found: set[str] = set()
-    for path in _rank_stores(out):
+    for path in rank_stores(out):
         if path != own:
             folder = StoreFolder(path)
             existing = folder.manifest()
@@ -116,13 +116,14 @@ def merge_stores(
 def _stores_at(path: str | os.PathLike[str]) -> list[str]:
     if StoreFolder(path).manifest() is not None:
         return [os.fspath(path)]
-    ranks = [one for one in _rank_stores(path) if StoreFolder(one).manifest() is not None]
+    ranks = [one for one in rank_stores(path) if StoreFolder(one).manifest() is not None]
     if not ranks:
         raise InputError(f"{os.fspath(path)} is not a store, and there are no stores of ranks in it.")
     return ranks
 
 
-def _rank_stores(out: str | os.PathLike[str]) -> list[str]:
+def rank_stores(out: str | os.PathLike[str]) -> list[str]:
+    """The stores of a job's ranks below its folder, whatever their number was."""
     return [f"{os.fspath(out).rstrip('/')}/{name}" for name in StoreFolder(out).folders() if name.startswith("rank-")]
 
 

@@ -1,0 +1,111 @@
+"""Which sources a store has, and under which ids: so that a source keeps its id, and no id means two videos.
+
+Enters: a store, or the stores of a job's ranks. Leaves: answers by id and by source. Price: four columns of every shard are read.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from lvmae.files.identity import UNKNOWN, FileIdentity, identity_of
+from lvmae.files.urls import is_remote, without_secrets
+from lvmae.store.folder import StoreFolder
+from lvmae.store.format import IDENTITY_COLUMNS, identity_in
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """Where a video, or a failure, came from, and what that was then."""
+
+    source: str
+    identity: FileIdentity = UNKNOWN
+
+
+class StoredSources:
+    """The sources of a store by id; none at first."""
+
+    def __init__(self, rows: Mapping[str, StoredSource] | None = None) -> None:
+        self.rows = dict(rows or {})
+        # An id that a person gave, or a clip's, says nothing about what the whole file is to be called.
+        self._ids = {source_key(row.source): id for id, row in self.rows.items() if _is_path_of(id, row.source)}
+
+    def id_of(self, path: str) -> str | None:
+        """The id under which a whole file is stored, or failed, if that was made of its path."""
+        return self._ids.get(source_key(path)) if self._ids else None
+
+    def is_another(self, id: str, path: str, now: FileIdentity) -> bool:
+        """Whether `id` stands for another video than that at `path`, which is `now`.
+
+        The same content at another place is the same video: it was moved. Where the content of then is not known, it counts as
+        moved unless its old place still holds a file.
+        """
+        row = self.rows.get(id)
+        if row is None or source_key(row.source) == source_key(path):
+            return False
+        if row.identity.digest is not None:
+            return row.identity.differs(path, now if now.digest is not None else identity_of(path))
+        return not is_remote(row.source) and os.path.lexists(row.source)
+
+    def changed(self, id: str, path: str, now: FileIdentity) -> bool:
+        """Whether the content at `path`, which is `now`, is not what it was when this id was stored, or failed."""
+        row = self.rows.get(id)
+        return row is not None and row.identity.differs(path, now)
+
+    def may_succeed(self, id: str, path: str, now: FileIdentity) -> bool:
+        """Whether what failed under this id has changed since; what could not be read, or nobody noted, is known now."""
+        row = self.rows.get(id)
+        return row is not None and now != UNKNOWN and (row.identity == UNKNOWN or row.identity.differs(path, now))
+
+
+def stored_sources(paths: Iterable[str | os.PathLike[str]]) -> StoredSources:
+    """The sources of what is in these stores, and of what failed; a path without a store has none."""
+    rows: dict[str, StoredSource] = {}
+    _real.cache_clear()  # where links lead now
+    for path in paths:
+        folder = StoreFolder(path)
+        if folder.manifest() is None:
+            continue
+        rows |= dict(_rows(folder))
+        for id, failure in folder.failures(done=rows).items():
+            rows.setdefault(id, StoredSource(failure.path, failure.identity))
+    return StoredSources(rows)
+
+
+def _rows(folder: StoreFolder) -> Iterator[tuple[str, StoredSource]]:
+    for table in folder.columns(["id", "source", *(name for name, _ in IDENTITY_COLUMNS)]):
+        for row in table.to_pylist():
+            yield row["id"], StoredSource(row["source"], identity_in(row))
+
+
+def source_key(path: str) -> str:
+    """The same for two ways to write one place: absolute, through linked folders, without what a URL grants access by.
+
+    A linked file is another place than the file it leads to: collections name one file twice on purpose.
+    """
+    if is_remote(path):
+        return without_secrets(path)
+    folder, name = os.path.split(os.path.abspath(path.removeprefix("file://")))  # noqa: PTH100 (links are for below)
+    return os.path.join(_real(folder), name)  # noqa: PTH118
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def path_names(path: str) -> list[str]:
+    """The parts of a path or URL, the last one first, as ids are made of them."""
+    text = without_secrets(path).partition("://")[2].partition("?")[0] if is_remote(path) else Path(path).as_posix()
+    return [part for part in text.split("/") if part not in ("", ".")][::-1]
+
+
+def _is_path_of(id: str, source: str) -> bool:
+    parts = "/".join(path_names(source)[::-1])
+    return any(
+        f"/{one}".endswith(f"/{id.lstrip('/')}") for one in (parts, parts.removesuffix(posixpath.splitext(parts)[1]))
+    )
