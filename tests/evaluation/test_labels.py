@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.errors import InputError
@@ -71,6 +71,7 @@ def test_a_byte_order_mark_and_quotes_are_no_obstacle(tmp_path: Path) -> None:
     assert load_labels(path).classes == ("x, 0", "x, 1")
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(2, 40), min_size=2, max_size=6), st.integers(0, 2**31))
 def test_drawn_splits_are_stratified_and_share_nothing(sizes: list[int], seed: int) -> None:
     targets = np.repeat(np.arange(len(sizes)), sizes)
@@ -181,6 +182,7 @@ def test_a_missing_file_or_kind_is_refused(tmp_path: Path) -> None:
         load_labels(_file(tmp_path, "id,label", *_many("x", "y")), kind="ranking")
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(2, 300), min_size=2, max_size=5), st.sampled_from([0.01, 0.1, 0.5]), st.integers(0, 99))
 def test_a_share_of_the_labels_keeps_every_class_and_leaves_val_and_test(
     sizes: list[int], share: float, seed: int

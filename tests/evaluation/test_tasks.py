@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from lvmae.errors import InputError
-from lvmae.evaluation import load_task, task_names
+from lvmae.evaluation import family_of, load_task, probe, probe_family, task_names
+from lvmae.store import Manifest, StoreWriter, VideoRecord
 
 # videos in train, val, test; classes
 LVU_SIZES = {
@@ -94,3 +96,72 @@ def test_wrong_annotations_get_one_sentence(shared: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="it needs the columns file_name, action, class_id"):
         load_task("breakfast", tmp_path)
     assert len(task_names()) == 11
+
+
+def test_a_family_of_ones_own_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written by a stranger: reader, splits, a metric of its own and published figures; no other file knows it."""
+    (tmp_path / "shots_benchmark.py").write_text(
+        """
+import numpy as np
+from lvmae.evaluation import Task, TaskFamily
+from lvmae.evaluation.metrics import Metric
+
+def share_of_top_two(outputs, targets, weights):
+    right = (outputs.argsort(axis=1)[:, -2:] == targets[:, None]).any(axis=1)
+    return 100 * (weights @ right) / weights.sum(axis=1)
+
+class Shots(TaskFamily):
+    name = "shots"
+    parts = ("kind", "size")
+    averaged = ("kind", "size")
+    published = {"ShotNet": {"kind": 80.0, "size": 60.0, "average": 70.0}}
+    published_probes = {"ShotNet": "end to end"}
+
+    def read(self, part, annotations):
+        rows = [line.split() for line in (annotations / f"{part}.txt").read_text().splitlines()]
+        ids, labels, splits = zip(*rows)
+        classes = tuple(sorted(set(labels)))
+        targets = np.array([classes.index(label) for label in labels])
+        return Task(f"shots/{part}", "classification", ids, targets, classes, np.array(splits), benchmark=True,
+                    metric=Metric("top-2", share_of_top_two))
+
+class NoFamily:
+    pass
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rng = np.random.default_rng(0)
+    splits = ["train", "train", "val", "test"] * 15
+    for part in ("kind", "size"):
+        lines = [f"v{n:02d} {'abc'[n % 3]} {splits[n]}\n" for n in range(60)]
+        (tmp_path / f"{part}.txt").write_text("".join(lines))
+    manifest = Manifest("toy", 8, {"kind": "fixed", "seconds": 5.0}, {"name": "toy"})
+    with StoreWriter(tmp_path / "store", manifest) as writer:
+        for n in range(60):
+            tokens = np.eye(8)[n % 3] + 0.1 * rng.normal(size=(2, 8))
+            writer.add(VideoRecord(f"v{n:02d}", "", 10.0, np.array([0.0, 5.0]), np.array([5.0, 10.0]), tokens))
+    name = "shots_benchmark:Shots"
+    table = probe(
+        tmp_path / "store", load_task(f"{name}/kind", tmp_path), probes=["linear"], seeds=1, protocol="standard"
+    )
+    assert (table.metric, table.rows[0].mean) == ("top-2", 100.0)
+    assert table.chance["majority of train"] == pytest.approx(200 / 3, abs=7)  # of three classes, two
+    assert "ShotNet (published)" in table.to_text(compare=True)
+    result = probe_family(name, tmp_path / "store", tmp_path, probes=["linear"], seeds=1, protocol="standard")
+    header, rows = result.cells(compare=True)
+    assert header == ["features", "probe", "kind", "size", "average"]
+    assert rows[0][2:] == ["100.00", "100.00", "100.00"]
+    assert rows[-1] == ["ShotNet (published)", "end to end", "80.00", "60.00", "70.00"]
+    for wrong, says in (
+        ("shots_benchmark:NoFamily", "is no family of tasks"),
+        ("shots_benchmark:Nothing", "cannot be imp"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_task(wrong, tmp_path)
+
+
+def test_an_entry_point_names_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("kitchen", "lvmae.evaluation.tasks.breakfast:Breakfast", "lvmae.tasks")
+    monkeypatch.setattr("lvmae.evaluation.tasks.entry_points", lambda group: [point] if group == "lvmae.tasks" else [])
+    assert family_of("kitchen").name == "breakfast"
+    assert "kitchen" in task_names()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.errors import InputError
@@ -26,6 +26,7 @@ def _file(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
 _TEXT = st.text(st.characters(exclude_characters="\0\r", exclude_categories=("Cs",)), max_size=12)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(_TEXT, _TEXT, _TEXT).filter(lambda row: any(map(str.strip, row))), max_size=8))
 def test_what_the_csv_module_writes_is_read_back_or_refused(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]

@@ -68,15 +68,25 @@ def load_labels(
         raise InputError(f"'{kind}' is no kind of labels; choose {', '.join(KINDS)}")
     rows = _rows(path, group)
     _refuse_repeats(path, rows)
+    absent = [] if known is None else _strangers(path, rows, known)
+    try:
+        return _task_of(path, rows, kind, with_groups=group is not None)
+    except InputError as error:
+        if not absent:
+            raise
+        raise InputError(
+            f"{str(error).rstrip('.')}; also, {len(absent)} of its {len(rows)} videos are not in the store, such as '{absent[0]}'"
+        ) from None
+
+
+def _task_of(path: Path, rows: list[Labelled], kind: str | None, *, with_groups: bool) -> Task:
     ids = [row.id for row in rows]
-    if known is not None:
-        _refuse_strangers(path, rows, known)
     kind = kind or _kind_of(path, rows)
     splits = splits_of(path, rows)
     targets, classes, notes = _TARGETS[kind](path, rows)
     if splits is not None and kind != "regression":
         _refuse_unlearnt(path, targets, classes, splits)
-    groups = tuple(row.group for row in rows) if group is not None else None
+    groups = tuple(row.group for row in rows) if with_groups else None
     if groups is not None and splits is not None:
         _refuse_shared_groups(path, rows, splits)
     task = Task(path.stem, kind, tuple(ids), targets, classes, splits, groups=groups, notes=tuple(notes))
@@ -163,15 +173,17 @@ def _refuse_repeats(path: Path, rows: list[Labelled]) -> None:
         raise InputError(f"video '{row.id}' has two labels, on {lines}; keep one")
 
 
-def _refuse_strangers(path: Path, rows: list[Labelled], known: Sequence[str]) -> None:
-    """Refuses a file none of whose videos a store has, which is a file of other names."""
+def _strangers(path: Path, rows: list[Labelled], known: Sequence[str]) -> list[str]:
+    """The videos that a store has not; a file none of whose videos it has is one of other names, and refused."""
     ids = [row.id for row in rows]
-    if all(place is None for place in match_ids(ids, known, path).places):
+    absent = [id_ for id_, place in zip(ids, match_ids(ids, known, path).places, strict=True) if place is None]
+    if len(absent) == len(ids):
         some = f", where ids look like '{known[0]}'" if len(known) else ", which is empty"
         raise InputError(
             f"{len(ids)} of the {len(ids)} videos in {path} are not in the store, such as '{ids[0]}'{some}; "
             "write the ids that `lvmae inspect` shows"
         )
+    return absent
 
 
 def splits_of(path: Path, rows: Sequence[Labelled]) -> NDArray[np.str_] | None:
