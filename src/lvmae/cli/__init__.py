@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, evaluation, library, model, store
+from lvmae.cli import ablation, duplicates, evaluation, library, model, store
 from lvmae.cli.command import Parser, command_of
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         library.add_search,
         library.add_serve,
         library.add_timeline,
+        duplicates.add_duplicates,
         _add_quickstart,
         _add_demo,
     ):

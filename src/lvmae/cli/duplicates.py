@@ -1,0 +1,59 @@
+"""The command that finds what a library holds twice."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lvmae.cli.command import command_of
+from lvmae.errors import InputError, WorkError
+
+
+def add_duplicates(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "duplicates",
+        _run_duplicates,
+        brief="Find videos, and spans of them, that show the same.",
+        goes_in="a store; its videos, where they can be read, decide",
+        comes_out="a table of pairs with start and end on both sides; with --out CSV or JSON",
+        example="lvmae duplicates store --out duplicates.csv --exclude-into exclude.txt",
+    )
+    command.add_argument("store")
+    command.add_argument("--out", metavar="FILE", help="ends in .csv or .json")
+    command.add_argument(
+        "--exclude-into", metavar="FILE", help="write the ids that have to go so that no two videos show the same"
+    )
+    command.add_argument(
+        "--no-pictures", action="store_true", help="decide by vectors alone: faster, and look-alikes pass for copies"
+    )
+    command.add_argument("--min-seconds", type=float, default=3.0, metavar="S", help="shortest span (default: 3)")
+
+
+def _run_duplicates(arguments: argparse.Namespace) -> int:
+    from lvmae.library.chapters import clock
+    from lvmae.library.duplicates import duplicate_ids, find_duplicates, to_csv, to_json
+
+    forms = {".csv": to_csv, ".json": to_json}
+    if arguments.out and Path(arguments.out).suffix.lower() not in forms:
+        raise InputError(f"{arguments.out} must end in .csv or .json: the suffix says what is written")
+    found = find_duplicates(arguments.store, pictures=not arguments.no_pictures, min_seconds=arguments.min_seconds)
+    if arguments.out:
+        _write(Path(arguments.out), forms[Path(arguments.out).suffix.lower()](found))
+    if arguments.exclude_into:
+        _write(Path(arguments.exclude_into), "".join(f"{video}\n" for video in duplicate_ids(found)))
+    pairs = len({(one.a, one.b) for one in found})
+    print(f"{pairs} pairs of videos share {len(found)} spans")
+    for one in found:
+        spans = (f"{clock(one.a_start)}-{clock(one.a_end)}", f"{clock(one.b_start)}-{clock(one.b_end)}")
+        print(f"{one.score:>6.3f}  {one.a} {spans[0]}  {one.b} {spans[1]}  by {one.checked}")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip("\n") + "\n" if text.strip() else "", encoding="utf-8")
+    except OSError as error:
+        raise WorkError(f"{path} could not be written: {error.strerror or error}") from None
