@@ -241,7 +241,7 @@ def judge(found: Sequence[Any], truth: Sequence[Span]) -> dict[str, Any]:
 
 
 def made_up(folder: Path, segments: int, dim: int = 384) -> EmbeddingStore:
-    """A store of `segments` segments in videos of 250, a tenth of which hold a part of another, half a segment later, with noise."""
+    """A store in videos of 250 segments, a tenth of which hold a part of another, half a segment later, with noise."""
     rng = np.random.default_rng(0)
     with StoreWriter(folder, Manifest("benchmark", dim, {"kind": "fixed", "seconds": 5.0}, {})) as writer:
         rows: list[np.ndarray] = []
