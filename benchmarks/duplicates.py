@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -101,7 +100,7 @@ def write(path: Path, pictures: Iterator[Image.Image], rate: int = RATE, bit_rat
         else:
             stream.options = {"preset": "ultrafast", "crf": "25"}
         for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_image(picture).reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -112,12 +111,12 @@ def read(path: Path, start: float = 0, end: float = float("inf"), rate: int | No
     with av.open(str(path)) as container:
         number = 0
         for frame in container.decode(video=0):
-            at = float(frame.time or 0)
+            at, picture = float(frame.time or 0), Image.fromarray(frame.to_ndarray(format="rgb24"))
             if start <= at < end:
                 if rate is None:
-                    yield frame.to_image()
+                    yield picture
                 while rate is not None and number / rate <= at - start + 1e-6:
-                    yield frame.to_image()
+                    yield picture
                     number += 1
 
 
@@ -298,4 +297,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -92,15 +92,15 @@ def find_duplicates(
         if spans is None:
             unseen.append((a, b, first[rows], second[rows]))
         else:
-            found += [
-                Duplicate(
-                    store.ids[a], store.ids[b], *(round(t, 2) for t in span[:4]), round(span.score, 3), "pictures"
-                )
-                for span in spans
-            ]
+            found += [_duplicate(store.ids[a], store.ids[b], span, "pictures") for span in spans]
     for a, b, i, j in unseen:
         found += _runs(segments, store[a], store[b], i, j, min_seconds=min_seconds)
     return sorted(found, key=lambda one: (one.a_start - one.a_end, one.a, one.b))
+
+
+def _duplicate(a: str, b: str, span: SharedSpan, checked: str) -> Duplicate:
+    a_start, a_end, b_start, b_end = (round(time, 2) for time in span[:4])
+    return Duplicate(a, b, a_start, a_end, b_start, b_end, round(span.score, 3), checked)
 
 
 def duplicate_ids(found: Sequence[Duplicate]) -> list[str]:
@@ -243,12 +243,12 @@ def _runs(
             continue
         start, end = float(a.starts[run.low]), float(a.ends[run.high - 1])
         offset = float(b.starts[run.low + run.diagonal]) - start + run.late * float(a.ends[run.low] - a.starts[run.low])
-        low, high = max(start, float(b.starts[0]) - offset), min(end, float(b.ends[-1]) - offset)
-        if high - low < min_seconds:
+        begin, stop = max(start, float(b.starts[0]) - offset), min(end, float(b.ends[-1]) - offset)
+        if stop - begin < min_seconds:
             continue
         free_a[of_a], free_b[of_b] = False, False
-        times = (low, high, low + offset, high + offset)
-        found.append(Duplicate(a.id, b.id, *(round(t, 2) for t in times), round(min(1.0, run.score), 3), "vectors"))
+        span = SharedSpan(begin, stop, begin + offset, stop + offset, min(1.0, run.score))
+        found.append(_duplicate(a.id, b.id, span, "vectors"))
     return found
 
 
