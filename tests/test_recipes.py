@@ -117,6 +117,17 @@ def test_json_round_trip(name):
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resolved_recipe_is_read_and_resolves_to_itself(name):
+    resolved = named(name).with_settings({"heads": "none"}).resolved(dim=384, longest_seconds=180.0)
+    assert None not in resolved.values()
+    assert Recipe.from_dict(json.loads(json.dumps(resolved))).resolved(dim=384, longest_seconds=180.0) == resolved
+
+
+def test_a_word_may_be_none():
+    assert named("tiny").with_settings({"center": "none"}).center == "none"
+
+
 def test_an_old_recipe_with_an_unknown_key_is_refused():
     with pytest.raises(InputError, match="There is no setting 'dropout'"):
         Recipe.from_dict({**named("tiny").to_dict(), "dropout": 0.1})

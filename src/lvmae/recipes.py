@@ -334,7 +334,8 @@ def _divisors(number: int) -> str:
 def _read(key: str, value: Any, kind: Any) -> Any:
     """One value as the type of its field. Raises InputError."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None or (isinstance(value, str) and value.strip().lower() in {"none", "null", ""}):
+    off = isinstance(value, str) and value.strip().lower() in {"none", "null", ""}
+    if value is None or (off and not (kind is str and value)):  # a word may be "none"
         if types.NoneType in options:
             return None
         if typing.get_origin(kind) is tuple and value is not None:
