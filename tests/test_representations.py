@@ -11,11 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from lvmae import representations
+from lvmae.cli import main
 from lvmae.errors import InputError, WorkError
 from lvmae.evaluation.features import load_features
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
+from lvmae.pretraining.checkpoints import save_model
 from lvmae.representations import load_run_encoder, represent, run_fingerprint
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize, remove_videos, verify_store
+from lvmae.upkeep import verify
 
 D = 16
 LENGTHS = [3, 1, 40, 7, 20, 7]
@@ -210,3 +213,65 @@ def test_what_was_taken_off_a_video_is_kept(store: EmbeddingStore, tmp_path: Pat
     np.testing.assert_allclose(features.pooled("mean+std+center"), np.concatenate(blocks, axis=1), atol=1e-6)
     some = features.take(np.array([4, 2]))
     np.testing.assert_allclose(some.pooled("mean+center")[:, D:], expected[[4, 2]], atol=1e-6)
+
+
+def _replaced(path: Path, number: int, embeddings: np.ndarray) -> None:
+    with StoreWriter(path, EmbeddingStore(path).manifest) as writer:
+        starts = np.arange(len(embeddings)) * 5.0
+        writer.add(
+            VideoRecord(f"v{number}", f"v{number}.mp4", len(embeddings) * 5.0, starts, starts + 5, embeddings),
+            replaces=True,
+        )
+
+
+def test_representations_of_embeddings_that_changed_are_stale_and_made_again(
+    run: Path, store: EmbeddingStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = represent(run, store, tmp_path / "reps")
+    assert before.stale() == []
+    other = np.random.default_rng(7).normal(size=(20, D))
+    _replaced(tmp_path / "store", 4, other)
+    stale = EmbeddingStore.open(tmp_path / "reps")
+    assert stale.stale() == ["v4"]
+    assert "is stale: the embeddings of v4 have changed or gone since" in caplog.text
+    assert [problem.ids for problem in verify_store(tmp_path / "reps").problems] == [("v4",)]
+    again = represent(run, tmp_path / "store", tmp_path / "reps")
+    fresh = represent(run, tmp_path / "store", tmp_path / "fresh")
+    assert again.stale() == []
+    np.testing.assert_allclose(again[4].embeddings, fresh[4].embeddings, atol=2e-3)  # alone, and in a batch
+    assert np.abs(again[4].embeddings - before[4].embeddings).max() > 0.1
+    np.testing.assert_array_equal(again[2].embeddings, before[2].embeddings)
+
+
+def test_a_removed_video_leaves_the_representations_and_returns_when_it_is_admitted(
+    run: Path, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    before = represent(run, store, tmp_path / "reps")
+    remove_videos(tmp_path / "store", ["v2"])
+    assert EmbeddingStore.open(tmp_path / "reps").stale() == ["v2"]
+    after = represent(run, tmp_path / "store", tmp_path / "reps")
+    assert after.ids == ["v0", "v1", "v3", "v4", "v5"]
+    assert not any(b"v2" in file.read_bytes() for file in (tmp_path / "reps").glob("[di]*/*"))
+    with StoreWriter(tmp_path / "store", store.manifest) as writer:
+        writer.admit(["v2"])
+    _replaced(tmp_path / "store", 2, np.random.default_rng(1).normal(size=(40, D)))
+    back = represent(run, tmp_path / "store", tmp_path / "reps")
+    assert back.ids == before.ids
+    assert back.stale() == []
+
+
+def test_a_flipped_bit_in_a_run_is_noticed(store: EmbeddingStore, tmp_path: Path) -> None:
+    config = LVMAEConfig.from_pretrained(_run(tmp_path / "made"))
+    model = LVMAEForPreTraining.from_pretrained(tmp_path / "made")
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run", config, model.state_dict())
+    represent(tmp_path / "run", store, tmp_path / "reps")
+    weights = tmp_path / "run/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 64
+    weights.write_bytes(content)
+    with pytest.raises(WorkError, match=r"model\.safetensors is damaged: its bytes are not those that were written"):
+        represent(tmp_path / "run", store, tmp_path / "other")
+    found = verify(tmp_path / "run")
+    assert [problem.file for problem in found.problems] == ["model.safetensors"]
+    assert main(["verify", str(tmp_path / "run")]) == 1

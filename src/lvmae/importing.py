@@ -20,6 +20,7 @@ Cost: one video in memory at a time, plus the store's write buffer. What is in t
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -34,7 +35,9 @@ import numpy as np
 from lvmae.errors import InputError
 from lvmae.files.tables import read_parquet_rows
 from lvmae.progress import progress
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, to_half
+
+log = logging.getLogger(__name__)
 
 _ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 _PARQUET_SUFFIXES = (".parquet",)
@@ -119,6 +122,10 @@ def import_embeddings(
                 refused.append((candidate.path, candidate.path, reason))
                 continue
             seen[candidate.id] = candidate.path
+            if writer is not None and candidate.id in writer.removed:
+                log.info("%s was removed from %s and stays out", candidate.id, out)
+                kept += 1
+                continue
             if writer is not None and candidate.id in writer.done:
                 kept += 1
                 continue
@@ -184,7 +191,10 @@ def _checked(array: np.ndarray, dim: int) -> np.ndarray:
         raise ValueError(
             f"the values exceed {_FLOAT16_MAX:.0f}, the most a half-precision store holds; scale them down"
         )
-    half = array.astype(np.float16)
+    try:
+        half = to_half(array)
+    except ValueError as error:
+        raise ValueError(f"the values {error}") from None
     zero = ~half.any(axis=1)
     if zero.any():
         raise ValueError(

@@ -9,6 +9,7 @@ command goes on.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,23 @@ import torch
 
 from lvmae.devices import pick_device
 from lvmae.errors import InputError, WorkError
+from lvmae.files.urls import without_secrets
 from lvmae.model import LVMAEModel
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.runs import check_space, load_run_encoder, run_fingerprint
-from lvmae.store import EMBEDDINGS, REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
+from lvmae.store import (
+    EMBEDDINGS,
+    REPRESENTATIONS,
+    EmbeddingStore,
+    Manifest,
+    StoreWriter,
+    VideoRecord,
+    l2_normalize,
+    remove_videos,
+)
+
+log = logging.getLogger(__name__)
 
 
 @own_state()
@@ -59,7 +72,7 @@ def represent(
     made_from = _begun(out, run, store, fingerprint, overwrite) or {
         "path": str(run),
         "fingerprint": fingerprint,
-        "store": store.path,
+        "store": without_secrets(store.path),
     }
     manifest = Manifest(
         space_id=f"{store.space_id}+lvmae-{fingerprint[:12]}",
@@ -70,14 +83,16 @@ def represent(
         run=made_from,
     )
     place = pick_device(device)
+    stale = _without_removed(out, store)
     with StoreWriter(out, manifest) as writer:
-        todo = [index for index, id_ in enumerate(store.ids) if id_ not in writer.done]
+        writer.admit(store.ids)
+        todo = [index for index, id_ in enumerate(store.ids) if id_ not in writer.done or id_ in stale]
         if todo:
             model.to(place)  # type: ignore[arg-type]
             with progress(desc="represent", unit="videos", total=len(store), initial=len(store) - len(todo)) as bar:
                 for batch in _batches(todo, store.lengths, batch_tokens):
                     for record in _represented(model, store, batch, place):
-                        writer.add(record)
+                        writer.add(record, replaces=record.id in stale)
                     bar.update(len(batch))
     return EmbeddingStore.open(out)
 
@@ -95,7 +110,7 @@ def _begun(
     made_from = dict(begun.manifest.run or {})
     if made_from.get("fingerprint") != fingerprint:
         wrong = f"{out} was made by another run ({made_from.get('path')}, or this one before it changed) than {run}"
-    elif not set(begun.ids) <= set(store.ids):
+    elif not set(begun.ids) <= set(store.ids) | store.removed:
         wrong = f"{out} holds videos that are not in {store.path}; it was made from {made_from.get('store')}"
     else:
         return made_from
@@ -105,6 +120,22 @@ def _begun(
         shutil.rmtree(Path(out) / part, ignore_errors=True)
     (Path(out) / "manifest.json").unlink()
     return None
+
+
+def _without_removed(out: str | Path, store: EmbeddingStore) -> set[str]:
+    """Takes videos out of `out` that were removed from the store; gives those whose embeddings are others by now."""
+    try:
+        begun = EmbeddingStore(out)
+    except InputError:
+        return set()
+    removed = sorted(set(begun.ids) & store.removed)
+    if removed:
+        remove_videos(out, removed)
+        begun = EmbeddingStore(out)
+    stale = begun.stale(store)
+    if stale:
+        log.info("%d videos were embedded again since; their representations are made again", len(stale))
+    return set(stale)
 
 
 def _batches(todo: list[int], lengths: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
@@ -144,10 +175,11 @@ def _represented(
             duration=record.duration,
             starts=record.starts,
             ends=record.ends,
-            embeddings=tokens.half().cpu().numpy(),
+            embeddings=tokens.float().cpu().numpy(),
             cls=cls.float().cpu().numpy(),
             mean=tokens.float().mean(dim=0).cpu().numpy(),
             center=unit.mean(axis=0) if model.config.center == "video" else None,
             shortened=record.shortened,
+            made_from=store.digests[record.id],
             identity=record.identity,
         )

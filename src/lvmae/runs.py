@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lvmae.errors import InputError
+from lvmae.errors import InputError, WorkError
 from lvmae.trust import require_trust
 
 if TYPE_CHECKING:
@@ -131,11 +132,25 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    from lvmae.files.tensors import check_tensors
+
+    for path in _weights(folder):
+        with contextlib.suppress(OSError, SafetensorError):  # whoever loads it says so
+            try:
+                check_tensors(path)
+            except ValueError as error:
+                raise WorkError(f"{path} is damaged: {error}; restore it, or train the run again") from None
+
+
 def _load(kind: Any, run: str | Path, **options: Any) -> Any:
     import torch
     from safetensors import SafetensorError
 
     folder = find_run(run)
+    _check_weights(folder)
     try:
         model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

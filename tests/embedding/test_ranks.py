@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_was_committed(
     command = ["embed", str(folder), "--out", str(out), "--encoder", "jobs:Mean", "--segment-seconds", "1"]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "the disk is full; what was committed is intact, and the same command goes on" in said
+    assert "the disk is full; what was committed is intact, and the same command continues" in said
     assert "Traceback" not in said
     assert contents(out) == before
     assert not list(out.glob("**/.tmp-*"))

@@ -66,8 +66,8 @@ def test_an_uninterrupted_run(uninterrupted):
         (LOOP + "_Training._step", 8, "after"),
         (LOOP + "RunFolder.write", 9, "half a line"),
         (LOOP + "Validation.score", 2, "before"),
-        (CHECKPOINTS + "save_file", 1, "half a file"),  # the weights of the first checkpoint
-        (CHECKPOINTS + "save_file", 4, "half a file"),  # the moments of the second
+        (CHECKPOINTS + "save_tensors", 1, "half a file"),  # the weights of the first checkpoint
+        (CHECKPOINTS + "save_tensors", 4, "half a file"),  # the moments of the second
         (CHECKPOINTS + "Path.replace", 7, "before"),
         (CHECKPOINTS + "Path.replace", 10, "after"),
         (LOOP + "draw_curves", 1, "before"),

@@ -357,3 +357,39 @@ def test_no_password_or_signature_is_stored(tmp_path: Path) -> None:
         "403 for https://films.example/v0.mp4",
     }
     assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-7, 1e-6, 1e-4, 1.0, 1e4, 1e5, 1e30])
+def test_half_precision_keeps_directions_or_is_refused(tmp_path: Path, scale: float) -> None:
+    given = np.random.default_rng(0).normal(size=(10, 64))
+    manifest = replace(MANIFEST, dim=64)
+    one = replace(record("v", 10, dim=64), embeddings=given * scale)
+    with StoreWriter(tmp_path / "s", manifest) as writer:
+        if scale in (1e-6, 1e-4, 1.0, 1e4):
+            writer.add(one)
+        else:
+            with pytest.raises(
+                ValueError, match="so small in segment [0-9].*power of 2" if scale < 1 else "65504 at most"
+            ):
+                writer.add(one)
+            writer.add(replace(one, embeddings=np.ldexp(given * scale, -int(np.log2(scale)))))
+    stored = l2_normalize(EmbeddingStore.open(tmp_path / "s").embeddings(0))
+    assert np.einsum("ld,ld->l", stored, l2_normalize(given)).min() > 0.999
+
+
+def test_one_small_segment_among_others_and_segments_of_zeros(tmp_path: Path) -> None:
+    given = np.ones((3, 4))
+    given[1] = 0
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        writer.add(replace(record("zeros", 3), embeddings=given))
+        given[2] = [1e-8, 3e-8, 0, 0]
+        with pytest.raises(ValueError, match="so small in segment 2"):
+            writer.add(replace(record("small", 3), embeddings=given))
+
+
+@given(st.floats(-38, 38), st.sampled_from([np.float32, np.float64]))
+def test_unit_vectors_of_any_scale(exponent: float, kind: type) -> None:
+    values = (np.random.default_rng(0).normal(size=(4, 8)) * 10.0**exponent).astype(kind)
+    if np.isfinite(values).all():
+        np.testing.assert_allclose(np.linalg.norm(l2_normalize(values), axis=1), 1, atol=1e-5)
+    assert not l2_normalize(np.zeros((2, 8), kind)).any()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, duplicates, evaluation, library, model, store
+from lvmae.cli import ablation, duplicates, evaluation, library, model, store, upkeep
 from lvmae.cli.command import Parser, command_of
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
@@ -79,6 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
         store.add_merge,
         store.add_import,
         store.add_inspect,
+        upkeep.add_verify,
+        upkeep.add_remove,
+        upkeep.add_migrate,
+        upkeep.add_cache,
         model.add_pretrain,
         model.add_push,
         model.add_represent,

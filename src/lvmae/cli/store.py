@@ -54,6 +54,7 @@ def add_embed(commands: Any) -> None:
     bad.add_argument(
         "--keep-partial", action="store_true", help="keep what comes before the place where a file breaks off"
     )
+    bad.add_argument("--readmit", action="store_true", help="embed videos again that `lvmae remove` took out")
     bad.add_argument(
         "--timeout",
         type=float,
@@ -105,6 +106,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         retry_failures=arguments.retry_failures,
         keep_partial=arguments.keep_partial,
+        readmit=arguments.readmit,
         timeout=arguments.timeout,
         rank=rank,
         world_size=world_size,

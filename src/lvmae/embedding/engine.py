@@ -11,6 +11,7 @@ lose what was in flight.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -40,6 +41,8 @@ from lvmae.store import (
     stored_sources,
 )
 from lvmae.video.segmentation import segment_rule
+
+log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 1.0  # before what was still being written is tried once more
 _WAIT_SECONDS = 1.0  # between two looks at a store that another process writes to
@@ -117,6 +120,7 @@ def embed_videos(
     retry_failures: bool = False,
     timeout: float = 300.0,
     keep_partial: bool = False,
+    readmit: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
     engine: str = "local",
@@ -135,7 +139,8 @@ def embed_videos(
     See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; one whose file has
     changed since is told in the summary, and with `refresh` embedded again. Files that failed are tried again with
     `retry_failures`, and by themselves where they have changed. Of a file that breaks off nothing is kept, or with
-    `keep_partial` its segments before that place; the store tells the reason among its failures. A file that makes no progress
+    `keep_partial` its segments before that place; the store tells the reason among its failures. A video that was removed from
+    the store stays out, unless `readmit`. A file that makes no progress
     for `timeout` seconds is given up. `workers` is the number of processes, by default one a core; the result does not depend
     on it. `engine` is "local", or "ray" with the `address` of a cluster (None: the one this machine belongs to, or one started
     here), where a worker is an actor that Ray gives `worker_cpus` (1) and `worker_gpus` (none).
@@ -199,7 +204,13 @@ def embed_videos(
         _interruptible() as stop,
         _writer(out, manifest, commit_seconds, stop if wait else None) as writer,
     ):
-        there = writer.done | elsewhere
+        if readmit:
+            writer.admit(file.id for file in files)
+        there = writer.done | writer.removed | elsewhere
+        if kept_out := sum(file.id in writer.removed for file in files):
+            log.info(
+                "%d of the videos were removed from %s and stay out; readmit them to embed them again", kept_out, out
+            )
         changed = tuple(f for f in files if f.id in there and stored.changed(f.id, f.path, f.now()))
         again = {f.id for f in changed if refresh and f.id in writer.done}
         skipped = sum(file.id in there and file.id not in again for file in files)

@@ -141,9 +141,9 @@ def prune(
     return removed
 
 
-def forget(of: str) -> int:
-    """Removes every copy of one store or package, and says how many there were."""
-    mine = [entry for entry in entries() if entry.of == of]
+def forget(of: str, *, kind: str | None = None) -> int:
+    """Removes every copy of one store or package, or those of a kind, and says how many there were."""
+    mine = [entry for entry in entries() if entry.of == of and kind in (None, entry.kind)]
     for entry in mine:
         _drop(entry.path)
     return len(mine)

@@ -3,25 +3,26 @@
     checkpoints/step-00001200/
       model.safetensors, config.json   a model like any other: `from_pretrained` reads it
       optimizer.safetensors            AdamW's moments, `<moment>/<parameter>`
-      state.json                       the step, the length of metrics.jsonl, the loss scaler
+      state.json                       the step, the length of metrics.jsonl, the loss scaler, and a hash of this
 
-Each is written beside its place, brought to the disk and renamed. Nothing in it can execute code. Weights and moments are
-the full ones whatever the parallelism, so a run may go on with another number of processes.
+Each is written beside its place, brought to the disk and renamed. Tensors and state carry their hashes. Nothing in it can execute
+code. Weights and moments are the full ones whatever the parallelism, so a run may resume with another number of processes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -33,10 +34,12 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedConfig
 
 from lvmae.errors import WorkError
+from lvmae.files.tensors import check_tensors, save_tensors
 from lvmae.files.writing import TEMPORARY, reason, remove, replacing
 
 log = logging.getLogger(__name__)
 
+_CHECK = "sha256"  # of everything else that state.json says
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -82,8 +85,9 @@ class Checkpoints:
             with replacing(target) as partial:
                 partial.mkdir()
                 save_model(partial, config, snapshot.model)
-                save_file(snapshot.optimizer, partial / "optimizer.safetensors")
-                (partial / "state.json").write_text(json.dumps(dict(state), indent=1))
+                save_tensors(snapshot.optimizer, partial / "optimizer.safetensors")
+                checked = {**state, _CHECK: _digest(state)}
+                (partial / "state.json").write_text(json.dumps(checked, indent=1))
                 remove(target)
         except (OSError, SafetensorError) as error:
             raise WorkError(
@@ -101,11 +105,7 @@ class Checkpoints:
         damaged: list[Path] = []
         for path in reversed(self._all()):
             try:
-                # A header is enough: it says how long the file has to be.
-                for name in ("model.safetensors", "optimizer.safetensors"):
-                    _check(path / name)
-                state = json.loads((path / "state.json").read_text())
-                return Checkpoint(path, {**state, "step": int(state["step"])}), damaged
+                return read_checkpoint(path), damaged
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
                 log.warning("The checkpoint %s is damaged (%s); the one before it is used.", path, reason(error))
                 damaged.append(path)
@@ -122,11 +122,30 @@ class Checkpoints:
 
     def kept(self) -> str:
         """What an error says about where the run stands."""
-        there = self._all()
-        return f"the last good checkpoint is {there[-1].name}" if there else "there is no checkpoint yet"
+        for path in reversed(self._all()):
+            with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+                return f"the last good checkpoint is {read_checkpoint(path).path.name}"
+        return "there is no good checkpoint" if self._all() else "there is no checkpoint yet"
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-????????"))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of which every byte has been read. One of an older version has no hashes: there lengths are checked.
+
+    Raises OSError, SafetensorError, ValueError, KeyError or TypeError where it is damaged.
+    """
+    hashed = [check_tensors(path / name) for name in ("model.safetensors", "optimizer.safetensors")]
+    state = json.loads((path / "state.json").read_text())
+    if state.pop(_CHECK, None) not in (_digest(state), *([] if any(hashed) else [None])):
+        raise ValueError("state.json is not as it was written")
+    return Checkpoint(path, {**state, "step": int(state["step"])})
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    said = {key: value for key, value in state.items() if key != _CHECK}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -168,10 +187,4 @@ def save_model(folder: Path, config: PreTrainedConfig, tensors: dict[str, torch.
         replacing(folder / "config.json") as text,
     ):
         text.write_text(config.to_json_string())
-        save_file(tensors, weights, metadata={"format": "pt"})
-        shutil.copymode(text, weights)  # safetensors makes files that only their owner can read
-
-
-def _check(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        file.keys()
+        save_tensors(tensors, weights)

@@ -21,10 +21,13 @@ from lvmae.store.format import (
     VideoRecord,
     as_float32,
     l2_normalize,
+    to_half,
 )
 from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store, rank_stores
 from lvmae.store.reader import EmbeddingStore
+from lvmae.store.removal import Removal, remove_videos
 from lvmae.store.sources import StoredSource, StoredSources, path_names, source_key, stored_sources
+from lvmae.store.verifying import Problem, Verification, migrate_store, repair_store, verify_store
 from lvmae.store.writer import StoreWriter
 
 __all__ = [
@@ -35,17 +38,25 @@ __all__ = [
     "Failure",
     "Manifest",
     "MergeSummary",
+    "Problem",
+    "Removal",
     "StoreWriter",
     "StoredSource",
     "StoredSources",
+    "Verification",
     "VideoRecord",
     "as_float32",
     "ids_of_other_ranks",
     "l2_normalize",
     "merge_stores",
+    "migrate_store",
     "path_names",
     "rank_store",
     "rank_stores",
+    "remove_videos",
+    "repair_store",
     "source_key",
     "stored_sources",
+    "to_half",
+    "verify_store",
 ]

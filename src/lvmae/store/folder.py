@@ -113,6 +113,11 @@ class StoreFolder:
         except FileNotFoundError:
             raise InputError(f"{self.said} cannot be written: its bucket does not exist; make it first") from None
 
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        with self._reached(name):
+            return bool(self.fs.exists(self._join(name)))
+
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
         with contextlib.suppress(FileNotFoundError), self._reached(name):
@@ -283,7 +288,8 @@ class StoreFolder:
             f"{self.said}/{shard.path} is damaged ({why}){concerned}; restore it, or repair the store with `lvmae verify`"
         )
 
-    def _ids(self, shard: Shard) -> list[str]:
+    def ids_in(self, shard: Shard) -> list[str]:
+        """The ids of a shard's rows, in order; from the index where it tells them."""
         rows = self.indexed(shard)
         if rows is not None:
             return rows.ids
@@ -297,7 +303,7 @@ class StoreFolder:
     def rows(self) -> list[str]:
         """The id of every row, in order; of a video that was embedded again, the last row counts."""
         with ThreadPoolExecutor(1 if self.local else _REQUESTS) as pool:
-            return [video for ids in pool.map(self._ids, self.shards("data")) for video in ids]
+            return [video for ids in pool.map(self.ids_in, self.shards("data")) for video in ids]
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of every shard of videos, as far as it has them; nothing else of it is read, and a damaged one left out."""

@@ -14,6 +14,8 @@ from lvmae.files.identity import UNKNOWN, FileIdentity
 from lvmae.store.index import row_digest
 
 SCHEMA_VERSION = 1
+_LEAST_COSINE = 0.999  # between a segment's embedding as it was given and in half precision
+_LEAST_NORM = 1e-15  # of a float32 vector whose squares are exact enough
 METADATA = b"lvmae"  # of a shard's schema: {"table", "number", "manifest"} as JSON
 TABLES = ("data", "failures")
 EMBEDDINGS = "embeddings"
@@ -192,10 +194,47 @@ def as_float32(embeddings: np.ndarray) -> np.ndarray:
 
 def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
     """(…, D) of any float type -> float32 of unit length; a zero vector stays zero."""
-    values = as_float32(np.asarray(embeddings))
-    norm = np.sqrt(np.einsum("...d,...d->...", values, values))
+    given = np.asarray(embeddings)
+    values = as_float32(given)
+    with np.errstate(over="ignore"):
+        norm = np.sqrt(np.einsum("...d,...d->...", values, values))
+    if (
+        given.dtype != np.float16 and not ((norm > _LEAST_NORM) & (norm < np.inf)).all()
+    ):  # squares leave what float32 holds
+        values = _scaled(given)
+        norm = np.sqrt(np.einsum("...d,...d->...", values, values))
     values *= np.reciprocal(np.maximum(norm, np.finfo(np.float32).tiny))[..., None]
     return values
+
+
+def to_half(values: np.ndarray) -> np.ndarray:
+    """Embeddings (L, D) in half precision, as a store holds them.
+
+    Raises ValueError where that loses something: values that are not finite or above 65504, or so small that a segment's direction
+    is another.
+    """
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(values, dtype=np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError("do not fit float16 (65504 at most)" if np.isfinite(values).all() else "are not finite")
+    if values.dtype != np.float16:
+        rows = np.flatnonzero(np.abs(values).max(axis=1) > 0)  # zeros have no direction
+        cosines = np.einsum("ld,ld->l", l2_normalize(values[rows]), l2_normalize(half[rows]))
+        if len(rows) and cosines.min() < _LEAST_COSINE:
+            worst = rows[cosines.argmin()]
+            raise ValueError(
+                f"are so small in segment {worst} (up to {np.abs(values[worst]).max():.1g}) that half precision turns it (cosine "
+                f"{cosines.min():.3f}); multiply all features by a power of 2 first"
+            )
+    return half
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Every vector divided by its largest value, float32; vectors of zeros, and those that are not finite, as they are."""
+    wide = values.astype(np.float64)
+    largest = np.abs(wide).max(axis=-1, keepdims=True)
+    usable = (largest > 0) & np.isfinite(largest)
+    return np.asarray(wide / np.where(usable, largest, 1.0), np.float32)
 
 
 def shard_number(name: str) -> int | None:
@@ -211,7 +250,9 @@ def row_digests(table: pa.Table) -> list[str]:
 
 def _batch_digests(batch: pa.RecordBatch) -> Iterator[str]:
     parts = []
-    for name in ("starts", "ends", "embeddings", "cls", "mean"):
+    for name in ("starts", "ends", "embeddings", "cls", "mean", "center"):
+        if name == "center" and name not in batch.schema.names:
+            continue  # it came later
         if name in batch.schema.names:
             column = batch.column(name)
             values = column.values

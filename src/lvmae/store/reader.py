@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from lvmae.errors import InputError, WorkError
+from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.files.cache import cached
+from lvmae.files.urls import is_url
 from lvmae.store.folder import Shard, StoreFolder, metadata_of
 from lvmae.store.format import (
     IDENTITY_COLUMNS,
@@ -26,6 +28,9 @@ from lvmae.store.format import (
     l2_normalize,
     row_digests,
 )
+from lvmae.store.index import some
+
+log = logging.getLogger(__name__)
 
 _MEANING = ("space_id", "dim", "kind", "segments")  # what the manifest and every shard say
 _OLD_FINGERPRINT = 16  # hex digits of a fingerprint as version 0.1 made it
@@ -72,6 +77,12 @@ class EmbeddingStore(Sequence[VideoRecord]):
         if len(store) == 0:
             said = store._folder.said
             raise InputError(f"{said} holds no video yet; see `lvmae inspect {said}` for what failed")
+        if store.kind == REPRESENTATIONS and (stale := store.stale()):
+            log.warning(
+                "%s is stale: the embeddings of %s have changed or gone since; make these representations again",
+                store._folder.said,
+                some(stale),
+            )
         return store
 
     def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[str]]:
@@ -295,6 +306,30 @@ class EmbeddingStore(Sequence[VideoRecord]):
             known = rows.digests if rows is not None and rows.digests else row_digests(pa.table(shard.batch))
             found |= zip(shard.batch.column("id").to_pylist(), known, strict=True)
         return {video: digest for video, digest in found.items() if video not in self.removed}
+
+    def stale(self, source: EmbeddingStore | None = None) -> list[str]:
+        """Ids of representations whose embeddings have changed or gone since they were made.
+
+        Args:
+            source: the store that they were made from; None opens the one that is noted, and gives nothing where it is not there.
+        """
+        if source is None:
+            noted = (self.manifest.run or {}).get("store")
+            if not isinstance(noted, str) or is_url(noted) or not Path(noted).is_dir():
+                return []
+            try:
+                return self.stale(EmbeddingStore(noted))
+            except LVMAEError:
+                return []
+        digests = source.digests
+        return [
+            record.id
+            for record in map(self._told, range(len(self)))
+            if record.id not in digests or (record.made_from and record.made_from != digests[record.id])
+        ]
+
+    def _told(self, index: int) -> VideoRecord:
+        return self._record(*self._locate(index))
 
     @cached_property
     def fingerprint(self) -> str:

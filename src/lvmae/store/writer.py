@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,6 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.identity import UNKNOWN, FileIdentity
@@ -27,7 +26,6 @@ from lvmae.store.folder import StoreFolder, indexed_rows
 from lvmae.store.format import (
     CARD,
     FAILURE_SCHEMA,
-    METADATA,
     REPRESENTATIONS,
     TABLES,
     Failure,
@@ -36,8 +34,10 @@ from lvmae.store.format import (
     check_alike,
     data_schema,
     identity_columns,
+    to_half,
 )
 from lvmae.store.index import INDEX, IndexEntry, describe
+from lvmae.store.rewriting import add_missing_entries, drop_rows, shard_bytes_of
 
 
 class StoreWriter:
@@ -127,7 +127,7 @@ class StoreWriter:
         With `replaces`, a video of this id that is stored already counts no more: readers take the last row of an id.
 
         Raises:
-            ValueError: shapes that disagree, values that are not finite or do not fit float16, an id that is stored already.
+            ValueError: shapes that disagree, values that are not finite or that float16 cannot hold, an id that is stored already.
         """
         if record.id in self.done and not replaces:
             raise ValueError(f"{record.id!r} is in the store already")
@@ -148,6 +148,14 @@ class StoreWriter:
             self.failed.pop(row.id, None)
         self._commit_if_due()
 
+    def admit(self, ids: Iterable[str]) -> None:
+        """Lets videos in again that were removed."""
+        admitted = self.removed & set(ids)
+        if admitted:
+            drop_rows(self._folder, self.manifest, admitted)  # where their removal was interrupted
+            self._folder.note_removal(admitted=admitted)
+            self.removed -= admitted
+
     def fail(self, id: str, path: str, reason: str, identity: FileIdentity = UNKNOWN) -> None:
         """Records an input that could not be embedded."""
         self._failures.append(Failure(id, without_secrets(path), without_secrets(reason), identity=identity))
@@ -167,11 +175,10 @@ class StoreWriter:
             )
         if not length or not length == len(record.ends) == len(values):
             raise ValueError(f"{record.id!r} has {len(values)} embeddings, {length} starts and {len(record.ends)} ends")
-        with np.errstate(over="ignore"):
-            half = np.ascontiguousarray(values, dtype=np.float16)
-        if not np.isfinite(half).all():
-            what = "do not fit float16 (65504 at most)" if np.isfinite(values).all() else "are not finite"
-            raise ValueError(f"{record.id!r} has values that {what}")
+        try:
+            half = to_half(values)
+        except ValueError as error:
+            raise ValueError(f"{record.id!r} has values that {error}") from None
         if self.manifest.kind == REPRESENTATIONS:
             for name in ("cls", "mean"):
                 pooled = getattr(record, name)
@@ -240,38 +247,6 @@ def _uninterrupted() -> Iterator[None]:
             handler = before[signal.Signals(number)]
             assert callable(handler)
             handler(number, frame)
-
-
-def shard_bytes_of(rows: pa.Table, table: str, number: int, manifest: Manifest) -> memoryview:
-    """A shard's bytes. Its own metadata tells which one it is, and carries the manifest, so that a lost one can be made again."""
-    written = json.dumps({"table": table, "number": number, "manifest": asdict(manifest)}, sort_keys=True)
-    sink = pa.BufferOutputStream()
-    # Dictionaries cannot shrink embeddings and cost time; zstd takes about a tenth off.
-    pq.write_table(
-        rows.replace_schema_metadata({METADATA: written.encode()}),
-        sink,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=False,
-        write_page_checksum=True,
-    )
-    return memoryview(sink.getvalue())
-
-
-def add_missing_entries(folder: StoreFolder, *, old: bool = False) -> int:
-    """Adds what the index lacks: shards whose writer was killed before their entry, and with `old` those of older versions.
-
-    Returns their number. A damaged shard gets no entry.
-    """
-    added = 0
-    for table in TABLES:
-        for shard in folder.listing(table)[0]:
-            if shard.entries or shard.number is None or not (old or folder.names_itself(shard)):
-                continue
-            content = folder.content(shard)
-            folder.add_to_index(shard, content, indexed_rows(table, folder.parsed(shard, content)))
-            added += 1
-    return added
 
 
 def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
