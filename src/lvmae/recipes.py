@@ -35,7 +35,7 @@ FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every",
 BEFORE_IT_EXISTED: dict[str, Any] = {}
 
 # Settings added after ablations had named their cells by a digest of all settings: at the value of before they do not count.
-ADDED = frozenset({"center", "loss_options"})
+ADDED = frozenset({"best_by", "center", "loss_options", "patience", "watch_every"})
 
 _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
@@ -92,6 +92,11 @@ class Recipe:
     val_fraction: float = 0.05  # of the videos, held out; 0 trains on all of them and validates nothing
     val_windows: int = 256  # at most
     validate_every: int = 1  # epochs
+    watch_every: int = (
+        10  # epochs between looks at what the features are worth (pretraining/watching.py), and at the end; 0: none
+    )
+    best_by: str | None = None  # the figure of the curves whose best validation is kept; None keeps the last weights
+    patience: int | None = None  # validations without a better best_by after which the run stops
     log_every: int = 10  # steps between looks at the loss; every step is recorded
     checkpoint_every: int = 1000  # steps
     checkpoint_minutes: float = 10.0  # and at least this often
@@ -121,7 +126,7 @@ class Recipe:
         for key in ("layers", "decoder_width", "decoder_layers", "decoder_heads", "epochs", "batch_size", "accumulation",
                     "validate_every", "log_every", "checkpoint_every", "keep"):  # fmt: skip
             check(getattr(self, key) >= 1, key, "it has to be 1 or more")
-        for key in ("warmup_epochs", "weight_decay", "val_windows", "num_workers", "seed"):
+        for key in ("warmup_epochs", "weight_decay", "val_windows", "num_workers", "seed", "watch_every"):
             check(getattr(self, key) >= 0, key, "it has to be 0 or more")
         for key in ("base_lr", "mlp_ratio", "min_seconds", "checkpoint_minutes"):
             check(getattr(self, key) > 0, key, "it has to be more than 0")
@@ -157,6 +162,12 @@ class Recipe:
             self.temperature is None or ":" in self.mask or takes_temperature(self.mask),
             "temperature",
             f"only mask={' or '.join(filter(takes_temperature, STRATEGIES))} takes a temperature",
+        )
+        check(self.patience is None or self.patience >= 1, "patience", "it has to be 1 or more, or none")
+        check(
+            self.patience is None or self.best_by is not None,
+            "patience",
+            "it goes with best_by, which says what is to get better",
         )
         check(all(weight > 0 for weight in self.mixture), "mixture", "every weight has to be more than 0")
         check(set(self.trackers) <= {"tensorboard", "wandb"}, "trackers", "choose from tensorboard, wandb")

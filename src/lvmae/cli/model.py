@@ -35,6 +35,12 @@ def add_pretrain(commands: Any) -> None:
     command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
     takes_trust(command)
     command.add_argument(
+        "--watch",
+        metavar="LABELS",
+        help="labels (columns id, label, split) to judge the features of held-out videos by as they are learnt; test labels are "
+        "not read",
+    )
+    command.add_argument(
         "--set",
         action="append",
         default=[],
@@ -56,6 +62,7 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
         only=arguments.only,
         exclude=arguments.exclude,
         init=arguments.init,
+        watch=arguments.watch,
     )
     return 0
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .configuration_lvmae import LVMAEConfig
-from .objectives import official_name
+from .objectives import official_flag, official_name
 from .positions import position_table
 
 # Their names and ours; what is not here (norms, attention and MLP inside a block) is called the same.
@@ -90,7 +90,7 @@ def write_official_checkpoint(config: LVMAEConfig, state: Mapping[str, Tensor], 
         decoder_embed_dim=config.decoder_hidden_size,
         decoder_depth=config.decoder_num_hidden_layers,
         decoder_num_heads=config.decoder_num_attention_heads,
-        cos_loss=config.loss == official_name(True),
+        cos_loss=official_flag(config.loss),
     )
     torch.save({"model": weights, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}, path)
 

@@ -7,11 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from lvmae.files.pictures import save_figure
 from lvmae.model.objectives import Objective
+
+# What is told of a validation beside loss and score, and how it is said.
+WATCHED = {
+    "val_beyond_mean": "variance explained beyond the mean of the visible",
+    "val_cosine_at_1": "cosine, 1 segment from a visible one",
+    "val_cosine_at_2": "cosine, 2 segments from a visible one",
+    "val_cosine_at_3": "cosine, 3 segments from a visible one",
+    "val_cosine_at_4": "cosine, 4 segments or more from a visible one",
+    "watch_knn": "accuracy of nearest neighbours",
+    "watch_linear": "accuracy of a linear probe",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alignment": "alignment of two masks",
+    "uniformity": "uniformity of videos",
+}
+_RANKS = ("rankme", "lidar")
+_SHARES = ("val_beyond_mean", "watch_knn", "watch_linear")
 
 
 def verdict(final: Mapping[str, Any]) -> str:
@@ -28,9 +46,15 @@ def _curves(records: Sequence[Mapping[str, Any]], objective: Objective) -> Figur
     score = objective.score
     steps = [r for r in records if "loss" in r]
     checks = [r for r in records if "val_loss" in r and "event" not in r]
-    figure = Figure(figsize=(10, 4))
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.97, wspace=0.22)
-    loss_axes, score_axes = figure.subplots(1, 2)
+    watched = [r for r in checks if any(name in r for name in WATCHED)]
+    panels = 3 if watched else 2
+    figure = Figure(figsize=(5 * panels, 4))
+    figure.subplots_adjust(
+        left=0.16 / panels, right=1 - 0.04 * (panels - 1) / panels, bottom=0.13, top=0.97, wspace=0.24
+    )
+    loss_axes, score_axes, *further = figure.subplots(1, panels)
+    if watched:
+        _draw_watched(further[0], watched)
     loss_axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], lw=0.8, label="training")
     if checks:
         at = [r["step"] for r in checks]
@@ -52,6 +76,21 @@ def _curves(records: Sequence[Mapping[str, Any]], objective: Objective) -> Figur
     loss_axes.legend()
     score_axes.set(xlabel="step", ylabel=f"{score.replace('_', ' ')} on masked segments, held out")
     return figure
+
+
+def _draw_watched(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """Shares from 0 to 1 on the left, ranks on the right."""
+    ranks = axes.twinx()
+    for name, said in WATCHED.items():
+        found = [(r["step"], r[name]) for r in records if name in r]
+        if found and name in _RANKS:
+            ranks.plot(*zip(*found, strict=True), ls="--", lw=1, marker=".", ms=4, label=said)
+        elif found and name in _SHARES:
+            axes.plot(*zip(*found, strict=True), marker=".", label=said)
+    axes.set(xlabel="step", ylabel="share, held out", ylim=(min(-0.05, axes.get_ylim()[0]), 1.05))
+    ranks.set_ylabel("effective rank (dashed)")
+    handles = [*axes.get_legend_handles_labels()[0], *ranks.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=7, loc="best")
 
 
 def model_card(
@@ -80,6 +119,19 @@ def model_card(
 |---|---|---|
 {lines}
 """
+    watched = [(said, final[name]) for name, said in WATCHED.items() if name in final]
+    if watched:
+        lines = "\n".join(f"| {said} | {value:.4g} |" for said, value in watched)
+        best = ""
+        if "best_step" in final:
+            best = (
+                f"\nThese are the weights of step {final['best_step']:,}, the best by {_cell(str(final['best_by']))}.\n"
+            )
+        figures += f"""
+| held-out videos | |
+|---|---|
+{lines}
+{best}"""
     return f"""---
 library_name: lvmae
 pipeline_tag: feature-extraction

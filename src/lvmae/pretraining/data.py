@@ -103,10 +103,14 @@ class TrainingData:
         )
         self.steps_per_epoch = -(-len(self.windows) // recipe.batch_size)
         self.validation: list[Window] = []
+        self.validation_ids: list[str] = []
+        """The video of each validation window."""
         checked = [number for number, held in enumerate(held_out) if len(held)]
         if checked and recipe.val_windows:
             fixed = dataset([stores[n] for n in checked], videos=[held_out[n] for n in checked])
             self.validation = fixed.fixed_windows(recipe.val_windows)
+            ids = [id_ for n in checked for id_ in stores[n].ids]
+            self.validation_ids = [ids[window.video] for window in self.validation]
         self._shortest = shortest
 
     def sample(self, most: int = 16384) -> torch.Tensor:

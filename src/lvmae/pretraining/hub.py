@@ -11,7 +11,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.runs import find_run
 
 # What a run folder holds for going on with it, not for using it.
-_KEPT_HOME = ["checkpoints/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
+_KEPT_HOME = ["checkpoints/*", "best/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
 
 
 def push_run(

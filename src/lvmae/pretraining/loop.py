@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, send_to_device
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from lvmae import __version__, recipes
 from lvmae.errors import InputError, WorkError
@@ -35,6 +36,7 @@ from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.model.objectives import read_options
 from lvmae.pretraining.accelerate_state import own_accelerate_state
+from lvmae.pretraining.best import Best
 from lvmae.pretraining.card import draw_curves, model_card, verdict
 from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
@@ -42,7 +44,9 @@ from lvmae.pretraining.optimisation import adamw, learning_rate
 from lvmae.pretraining.run_folder import RunFolder, read_metrics
 from lvmae.pretraining.split import Ids
 from lvmae.pretraining.starting import Start
-from lvmae.pretraining.validation import Validation
+from lvmae.pretraining.validation import AT_DISTANCE, BEYOND_MEAN, Validation
+from lvmae.pretraining.watch_labels import WatchLabels, read_watch_labels
+from lvmae.pretraining.watching import LABELLED, UNLABELLED, Watch, what_to_try
 from lvmae.process import handling_signals, own_state
 from lvmae.progress import progress
 from lvmae.recipes import Recipe
@@ -75,6 +79,7 @@ def pretrain(
     only: Ids | None = None,
     exclude: Ids | None = None,
     init: str | os.PathLike[str] | None = None,
+    watch: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Trains an LV-MAE on the videos of one or more stores; returns the run folder, `out`.
 
@@ -91,6 +96,8 @@ def pretrain(
         only, exclude: ids of videos, or a file of them (one id a line, or a table with a column `id`), that alone may be used,
             or that may not: a benchmark's test videos, for example. What is held out is drawn from the rest.
         init: a run, or an official checkpoint, whose weights the run begins with. Optimiser and schedule begin anew.
+        watch: labels (columns id, label, split) to judge the features of held-out videos by while they are learnt; rows of the
+            test split are passed over.
 
     Raises:
         InputError: settings, stores or folder do not go together. WorkError: the training failed; what was done is kept.
@@ -112,6 +119,9 @@ def pretrain(
     }
     if start is not None:
         description["init"] = start.description
+    labels = None if watch is None else read_watch_labels(Path(watch), data.validation_ids)
+    if labels is not None and (chosen.best_by or "") in LABELLED:
+        description["watch"] = labels.digest  # other labels would make another run
     folder = RunFolder(Path(out).expanduser())
     longer = folder.check(description, resume=resume, resolve=resolve)
     if (final := folder.finished) is not None and not longer:
@@ -132,6 +142,7 @@ def pretrain(
                 data=data,
                 description=description,
                 start=start,
+                labels=labels,
             ).run()
         finally:
             folder.close()
@@ -176,6 +187,7 @@ class _Training:
         data: TrainingData,
         description: dict[str, Any],
         start: Start | None,
+        labels: WatchLabels | None,
     ) -> None:
         self.accelerator = accelerator
         self.folder = folder
@@ -192,6 +204,8 @@ class _Training:
         self.recorded: list[_Recorded] = []
         self.last_loss = float("nan")
         self.checked: dict[str, float] = {}
+        self.best = Best(recipe.best_by, recipe.patience)
+        self.told_of_mean = False
         self.drawn_at = time.monotonic()
 
         model = self._first_model()
@@ -200,6 +214,18 @@ class _Training:
         model.train()
         optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.validation: Validation | None = None
+        self.watch: Watch | None = None
+        if data.validation:
+            size = -(-recipe.batch_size // (self.world * recipe.accumulation))
+            self.validation = Validation(data.validation, batch_size=size)
+            if recipe.watch_every:
+                self.watch = Watch(
+                    data.validation, batch_size=size, ratio=recipe.mask_ratio, seed=recipe.seed, labels=labels
+                )
+        scores = ["val_loss", f"val_{self.objective.score}", BEYOND_MEAN, *AT_DISTANCE]
+        features = [*UNLABELLED, *(LABELLED if labels is not None else ())] if self.watch else []
+        self.best.check([*scores, *features] if data.validation else [])
 
     def _first_model(self) -> LVMAEForPreTraining:
         """The model with its first weights. Raises InputError where the recipe's objective cannot be built or begun."""
@@ -220,14 +246,12 @@ class _Training:
     def run(self) -> None:
         """Trains to the end and exports the model. Raises WorkError and Stopped."""
         step = self._resume()
-        validation = None
-        if self.data.validation:
-            size = -(-self.recipe.batch_size // (self.world * self.recipe.accumulation))
-            validation = Validation(self.data.validation, batch_size=size)
+        for record in read_metrics(self.folder.path):  # of what is resumed
+            self.best.see(record)
         saved_at = time.monotonic()
         batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
         with self._bar(step) as bar, _requests_to_stop() as stop, contextlib.closing(batches) as micro_batches:
-            while step < self.total_steps:
+            while step < self.total_steps and not self.best.stopping:
                 self._step(step, [next(micro_batches) for _ in range(self.recipe.accumulation)])
                 step += 1
                 if bar is not None:
@@ -238,20 +262,23 @@ class _Training:
                     self._record()
                     if bar is not None:
                         bar.set_postfix_str(self._standing(), refresh=False)
-                if validation and epoch_done and self._validates(step):
-                    self._validate(validation, step)
+                if self.validation and epoch_done and self._validates(step):
+                    self._validate(self.validation, step)
                 stopping, late = stop.is_set(), time.monotonic() - saved_at >= 60 * self.recipe.checkpoint_minutes
                 if self.world > 1:  # all or none; asked only where the device is waited for anyway
                     stopping, late = self._any(stopping, late) if look else (False, False)
-                if stopping or late or step % self.recipe.checkpoint_every == 0 or step == self.total_steps:
+                if stopping or late or step % self.recipe.checkpoint_every == 0 or self._ends(step):
                     self._save(step)
                     saved_at = time.monotonic()
-                if stopping and step < self.total_steps:
+                if stopping and not self._ends(step):
                     raise Stopped(
                         f"Stopped after step {step} of {self.total_steps}, with a checkpoint in {self.folder.path}: run the same "
                         "command again to go on."
                     )
-        self._finish()
+        self._finish(step)
+
+    def _ends(self, step: int) -> bool:
+        return step == self.total_steps or self.best.stopping
 
     def _bar(self, step: int) -> Any:
         """The progress line, of the first process."""
@@ -372,13 +399,43 @@ class _Training:
 
     def _validate(self, validation: Validation, step: int) -> None:
         self.checked = validation.score(self.model, self.accelerator)
-        self._write({"step": step, "epoch": self._epoch(step), **self.checked})
+        epoch = step // self.data.steps_per_epoch
+        if self.watch is not None and (epoch % self.recipe.watch_every == 0 or step == self.total_steps):
+            self.checked |= self.watch.figures(self.model, self.accelerator)
+        record = {"step": step, "epoch": self._epoch(step), **self.checked}
+        self._write(record)
+        self._say_if_mean(step)
+        better = self.best.see(record)
+        if self.world > 1:  # the first process decides: figures may differ in their last bit
+            better = self._any(better and self.main)[0]
+        if better:
+            tensors = Snapshot.take(self.model, self.optimizer.optimizer).model
+            if self.main:
+                self._export(tensors, self.folder.path / "best")
+
+    def _say_if_mean(self, step: int) -> None:
+        """Says once, after a tenth of the epochs, that reconstructions are no better than the mean of what is visible."""
+        if self.told_of_mean or step * 10 < self.total_steps:
+            return
+        self.told_of_mean = True
+        share = self.checked.get(BEYOND_MEAN, 1.0)
+        if share > 0 or not self.main:
+            return
+        log.warning(
+            "After %d of %d steps reconstructions of held-out videos are no better than the mean of the visible segments (they "
+            "explain %.0f %% of the variance around it). %s",
+            step,
+            self.total_steps,
+            100 * share,
+            what_to_try(self.recipe, self.config.hidden_size),
+        )
 
     def _standing(self) -> str:
         """What the progress line says beside rate and time left."""
         if not self.checked:
             return f"loss {self.last_loss:.4g}"
-        return f"loss {self.last_loss:.4g}, {self.objective.standing(self.checked)}"
+        watched = "".join(f", {LABELLED[key]} {self.checked[key]:.0%}" for key in LABELLED if key in self.checked)
+        return f"loss {self.last_loss:.4g}, {self.objective.standing(self.checked)}{watched}"
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint; every process has to call it."""
@@ -397,25 +454,27 @@ class _Training:
                 self.drawn_at = time.monotonic()
         self.accelerator.wait_for_everyone()
 
-    def _finish(self) -> None:
+    def _finish(self, step: int) -> None:
         """Exports the model, the card and the curves, and closes the curves with the final figures."""
         tensors = Snapshot.take(self.model, self.optimizer.optimizer).model
         if not self.main:
             return
         records = read_metrics(self.folder.path)
-        final = {"event": "finished", "step": self.total_steps, "loss": [r for r in records if "loss" in r][-1]["loss"]}
+        final = {"event": "finished", "step": step, "loss": [r for r in records if "loss" in r][-1]["loss"]}
         check = next((r for r in reversed(records) if "val_loss" in r), None)
+        if self.best.step is not None:
+            check = next(r for r in records if "val_loss" in r and r["step"] == self.best.step)
+            tensors = load_file(self.folder.path / "best" / "model.safetensors")
+            final |= {
+                "best_by": self.best.figure,
+                "best_step": self.best.step,
+                "stopped_early": step < self.total_steps,
+            }
         if check is not None:
             final |= {key: value for key, value in check.items() if key not in ("step", "epoch")}
             final |= {f"beats_{floor}": beaten for floor, beaten in self.objective.beaten(check).items()}
             final |= {"score": self.objective.score, "verdict": self.objective.verdict(final)}
-        try:
-            save_model(self.folder.path, self.config, tensors)
-        except (OSError, SafetensorError) as error:
-            raise WorkError(
-                f"The model could not be written to {self.folder.path} ({reason(error)}): make room there and run the same command "
-                "again."
-            ) from error
+        self._export(tensors, self.folder.path)
         draw_curves(records, self.folder.path / "loss.png", self.objective)
         card = model_card(self.description, self.config.to_dict(), final, self.parameters, self.objective.table(final))
         write_text(self.folder.path / "README.md", card)
@@ -423,6 +482,16 @@ class _Training:
         self.folder.settle()
         beaten = final.get("beats_interpolation") and final.get("beats_mean")
         log.log(logging.INFO if beaten else logging.WARNING, verdict(final))
+
+    def _export(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+        """Writes a model. Raises WorkError where the disk refuses it."""
+        try:
+            folder.mkdir(exist_ok=True)
+            save_model(folder, self.config, tensors)
+        except (OSError, SafetensorError) as error:
+            raise WorkError(
+                f"The model could not be written to {folder} ({reason(error)}): make room there and run the same command again."
+            ) from error
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.main:

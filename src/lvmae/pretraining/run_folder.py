@@ -19,12 +19,10 @@ from lvmae import __version__
 from lvmae.errors import InputError, WorkError
 from lvmae.files.locks import Lock
 from lvmae.files.writing import TEMPORARY, remove_leftovers, write_json
+from lvmae.model.objectives import is_per_row
 from lvmae.pretraining.split import Split
 from lvmae.recipes import FREE, Recipe
 from lvmae.store import EmbeddingStore
-
-# Objectives whose loss is a mean over masked tokens: into how many micro-batches a batch is cut changes no figure of theirs.
-_MEANS_OF_TOKENS = frozenset({"mse", "cosine", "residual"})
 
 _RECIPE, _METRICS, _LOCK = "recipe.json", "metrics.jsonl", ".lock"
 
@@ -154,7 +152,7 @@ def _differences(
         old = resolve(recipe)
     except InputError as error:
         return {"recipe": f"its recipe is not one that can be resumed: {str(error).rstrip('.')}"}
-    free = FREE | {"name"} | ({"accumulation"} if recipe.loss in _MEANS_OF_TOKENS else set())
+    free = FREE | {"name"} | ({"accumulation"} if is_per_row(recipe.loss) else set())
     found = {
         key: f"{key} is {_short(old[key])} there and {_short(new[key])} here"
         for key in new
@@ -164,6 +162,8 @@ def _differences(
         paths = [side.get("init", {}).get("path") for side in (there, now)]
         was, now_is = (f"the weights of {path}" if path else "random weights" for path in paths)
         found["init"] = f"it began with {was} there and with {now_is} here"
+    if there.get("watch") != now.get("watch"):
+        found["watch"] = "best_by follows other labels"
     stores, given = there.get("stores", []), now["stores"]
     if len(stores) != len(given):
         found["stores"] = f"{len(stores)} stores there and {len(given)} here"

@@ -15,6 +15,10 @@ from lvmae.model.objectives import Objective, Rows
 from lvmae.sequences import Window, collate_packed, interpolate_visible, mean_of_visible
 
 _GUESSES = {"interpolation": interpolate_visible, "mean": mean_of_visible}
+_FARTHEST = 4  # segments from the nearest visible one, and what is farther
+
+BEYOND_MEAN = "val_beyond_mean"
+AT_DISTANCE = tuple(f"val_cosine_at_{distance}" for distance in range(1, _FARTHEST + 1))
 
 
 class Validation:
@@ -30,7 +34,9 @@ class Validation:
         self._floors: dict[str, float] = {}
 
     def score(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """One line of the curves: `val_loss` and `val_SCORE`, and the same of each floor.
+        """One line of the curves: `val_loss` and `val_SCORE`, and the same of each floor; `val_cosine_at_K` of the segments K
+        from the nearest visible one (4: 4 or more), where there are such; `val_beyond_mean`, the share of the variance around
+        the mean of the visible segments that reconstructions explain, one common factor of their length left free.
 
         Every process has to call it, each does its share. Floors are measured once, unless the objective says that they move.
         """
@@ -49,10 +55,19 @@ class Validation:
         model.train()
         reduced = dict(zip(sums, accelerator.reduce(torch.stack([*sums.values()]), "sum").tolist(), strict=True))
         masked = reduced.pop("masked")
+        parts = {key: reduced.pop(key) for key in [*reduced] if key.startswith("_")}
         figures = {key: value / masked for key, value in reduced.items()}
         if with_floors:
             self._floors = {key: value for key, value in figures.items() if not key.startswith("val_")}
-        return {**figures, **self._floors}
+        for distance, key in enumerate(AT_DISTANCE, 1):
+            if parts[f"_count_{distance}"]:
+                figures[key] = parts[f"_cosine_{distance}"] / parts[f"_count_{distance}"]
+        if parts["_around_mean"] > 0:
+            explained = (
+                parts["_product"] ** 2 / parts["_square"] if parts["_square"] > 0 and parts["_product"] > 0 else 0.0
+            )
+            figures[BEYOND_MEAN] = 1 - (parts["_wanted"] - explained) / parts["_around_mean"]
+        return {key: value for key, value in figures.items() if key.startswith("val_")} | self._floors
 
     @staticmethod
     def _sums(
@@ -71,12 +86,43 @@ class Validation:
             guesses = {name: _over(windows, guess, rows) for name, guess in _GUESSES.items()}
             said |= objective.floors(tokens, plain, rows, guesses)
         sums = {"masked": real.double().sum()}
+        sums |= _details(objective.reconstruct(said["val"], tokens, rows), tokens, rows, _distances(windows), real)
         for name, predicted in said.items():
             loss = objective.loss(predicted, output.targets, real.float() / masked)
             sums[f"{name}_loss"] = loss.double() * masked
             for score, values in objective.scores(predicted, output.targets, tokens, rows).items():
                 sums[f"{name}_{score}"] = torch.where(real, values.double(), 0.0).sum()
         return sums
+
+
+def _distances(windows: Sequence[Window]) -> np.ndarray:
+    """(M,): of each masked segment, how many segments away the nearest visible one is."""
+    found = []
+    for window in windows:
+        masked, visible = np.flatnonzero(window.masked), np.flatnonzero(~window.masked)
+        found.append(np.abs(masked[:, None] - visible[None]).min(axis=1))
+    return np.concatenate(found)
+
+
+def _details(read: Tensor, tokens: Tensor, rows: Rows, distances: np.ndarray, real: Tensor) -> dict[str, Tensor]:
+    """Sums for what is told beside loss and scores; `read` (Q,D) are the reconstructed embeddings."""
+    read, wanted = read.double(), tokens.index_select(0, rows.wanted).double()
+    read, wanted = read * real[:, None], wanted * real[:, None]
+    mean = rows.mean_of_visible(tokens).double() * real[:, None]
+    near = torch.zeros(len(read), dtype=torch.int64)
+    near[: len(distances)] = torch.from_numpy(distances).clamp(max=_FARTHEST)
+    near = near.to(read.device)
+    cosine = torch.nn.functional.cosine_similarity(read, wanted, dim=-1)
+    found = {
+        "_product": (read * wanted).sum(),
+        "_square": read.square().sum(),
+        "_wanted": wanted.square().sum(),
+        "_around_mean": (wanted - mean).square().sum(),
+    }
+    for distance in range(1, _FARTHEST + 1):
+        here = (near == distance).double()
+        found |= {f"_cosine_{distance}": (cosine * here).sum(), f"_count_{distance}": here.sum()}
+    return found
 
 
 def _over(

@@ -24,8 +24,10 @@ __all__ = [
     "Rows",
     "build_objective",
     "check_objective",
+    "is_per_row",
     "objective_class",
     "objective_names",
+    "official_flag",
     "official_name",
     "read_options",
 ]
@@ -103,6 +105,19 @@ def build_objective(config: LVMAEConfig, *, trust_code: bool = False) -> Objecti
             f"the objective {config.loss!r} cannot be built: {error}; its options are: {', '.join(takes) or 'none'}"
         ) from None
     return kind(config, **options)
+
+
+def is_per_row(name: str) -> bool:
+    """Whether an objective is known to give each row a loss of its own: see `Objective.per_row`. Runs no code of strangers."""
+    try:
+        return objective_class(name).per_row
+    except ValueError:
+        return False
+
+
+def official_flag(name: str) -> bool:
+    """The authors' flag `cos_loss` of an objective; theirs has no other than two, and the flag matters in training alone."""
+    return name == _OFFICIAL[True]
 
 
 def official_name(cos_loss: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Contrastive(Objective):
     Args:
         temperature: cosines are divided by it.
     """
+
+    per_row: ClassVar[bool] = False
 
     def __init__(self, config: LVMAEConfig, temperature: float = 0.1) -> None:
         super().__init__(config)

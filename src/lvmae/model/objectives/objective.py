@@ -71,6 +71,8 @@ class Objective(nn.Module):
     """The name of the score, higher is better, in which the model is compared with the floors."""
     in_embedding_space: ClassVar[bool] = True
     """Whether `reconstruct` gives embeddings, which can be captioned and searched."""
+    per_row: ClassVar[bool] = True
+    """Whether a row's loss depends on that row alone, so that a step's does not on how its rows are dealt to micro-batches."""
     floors_move: ClassVar[bool] = False
     """Whether the floors change as the model learns, so that they are measured at every validation."""
 
