@@ -50,13 +50,13 @@ class Mixed:
         self.layers = [random.standard_normal(shape).astype(np.float32) for shape in ((2 * 32 * 32 * 3, 256), (256, 8))]
 
     def encode_video(self, frames: np.ndarray) -> np.ndarray:
-        if self.options["broken"]:
+        if self.options.get("broken"):
             raise RuntimeError(self.options["broken"])
         if self.options["white"] and (frames > 200).mean() > 0.9:
             if self.options["white"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
-        if self.options["log"]:
+        if self.options.get("log"):
             time.sleep(0.2)
             with Path(self.options["log"]).open("a") as log:
                 log.write("." * len(frames))
@@ -73,19 +73,29 @@ class Mixed:
     def self_test(self) -> None: ...
 
 
-MIXED = f"{Path(__file__).stem}:Mixed"
+class Loading(Mixed):
+    """The same, which notes each time that it is loaded."""
+
+    def __init__(self, loads: str, white: str) -> None:
+        super().__init__(white=white)
+        self.options = {"loads": loads, "white": white}
+        with Path(loads).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+MIXED, LOADING = f"{Path(__file__).stem}:Mixed", f"{Path(__file__).stem}:Loading"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three nodes of one CPU; a node that is gone is noticed after two seconds."""
+    """Three nodes of one CPU, and one with what stands for a GPU; a node that is gone is noticed after two seconds."""
     soon: dict[str, Any] = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     soon |= {"health_check_initial_delay_ms": 0, "prestart_worker_first_driver": False}
     started = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
     )
-    for _ in range(2):
-        started.add_node(num_cpus=1)
+    started.decoding_nodes = [started.add_node(num_cpus=1) for _ in range(2)]
+    started.add_node(num_cpus=0, resources={"accelerator": 1})
     yield started
     started.shutdown()
 
@@ -205,7 +215,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
 def test_what_a_cluster_cannot_do_is_said_in_one_sentence(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No Ray cluster answers at 127\.0\.0\.1:1"):
         embed(folder, tmp_path / "store", engine="ray", address="127.0.0.1:1")
-    with pytest.raises(InputError, match="needs some CPUs or GPUs"):
+    with pytest.raises(InputError, match="A worker needs some CPUs"):
         ActorNeeds(cpus=0)
     without = "import sys; sys.modules['ray'] = None; from lvmae.embedding import embed_videos; "
     call = f"embed_videos({str(folder)!r}, {str(tmp_path / 'store')!r}, engine='ray')"
@@ -214,8 +224,11 @@ def test_what_a_cluster_cannot_do_is_said_in_one_sentence(cluster: Cluster, fold
 
 
 def test_actors_and_tasks_are_counted() -> None:
-    node = {"CPU": 8.0, "GPU": 2.0}
-    assert [ActorNeeds(c, g).on(node) for c, g in ((1, 0), (3, 0), (1, 0.25), (0, 0.1), (16, 0))] == [8, 2, 8, 20, 0]
+    node = {"CPU": 8.0, "GPU": 2.0, "npu": 3.0}
+    assert [ActorNeeds(cpus).decoders_on(node) for cpus in (1, 3, 16)] == [8, 2, 0]
+    assert [ActorNeeds(gpus=gpus).encoders_on(node) for gpus in (0, 1, 0.25, 3)] == [0, 2, 8, 0]
+    assert ActorNeeds(resources=(("npu", 2.0),)).encoders_on(node) == 1
+    assert ActorNeeds(gpus=1, resources=(("tpu", 1.0),)).encoders_on(node) == 0
     files = [VideoFile(str(i), f"s3://bucket/{i}.mp4") for i in range(1000)]
     tasks = _tasks(files, actors=4)
     assert sorted(file.id for task in tasks for file in task) == sorted(file.id for file in files)
@@ -231,28 +244,68 @@ def named(process: psutil.Process) -> str:
         return ""
 
 
+def _kill_node(node: Any, actor: str, log: Path | None = None) -> None:
+    """Kills a node of the cluster with all that runs on it, once an actor of a kind does and, with a log, something is encoded."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    wait_for(lambda: any(actor in named(p) for p in raylet.children()) and (log is None or encoded(log) >= 6))
+    for process in [raylet, *raylet.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_decoders_feed_encoders_where_the_accelerator_is_whatever_dies(
+    cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    """A node of decoders is killed, and a film ends the encoder: nothing is lost but that film, and nothing is there twice."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("00", "01", "02"):
+        (videos / f"{name}.mp4").symlink_to(folder / f"{name}.mp4")
+    write_film(videos / "white.mp4", [40 * k for k in range(50)], pictures=lambda k: WHITE)
+    (videos / "words.mp4").write_text("no video\n" * 100)
+    loads = tmp_path / "loads"
+    options: dict[str, Any] = {"encoder": LOADING, "encoder_options": {"loads": str(loads), "white": "kill"}}
+    here = embed(videos, tmp_path / "here", workers=1, batch_size=1, encoder_options={"white": "kill"})
+    node = cluster.decoding_nodes.pop()
+    killer = threading.Thread(target=_kill_node, args=(node, "DecodingActor"))
+    killer.start()
+    there = embed(
+        videos,
+        tmp_path / "there",
+        engine="ray",
+        address=cluster.address,
+        encoder_resources={"accelerator": 1},
+        **options,
+    )
+    killer.join()
+    cluster.worker_nodes.remove(node)
+    assert (there.embedded, there.failed, there.segments) == (here.embedded, here.failed, here.segments) == (3, 2, 18)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    reasons = {failure.id: failure.reason for failure in there.failures}
+    assert reasons["white"] == "its process was ended 2 times while encoding it (signal 9)"
+    assert "not a video" in reasons["words"]
+    assert 2 <= len(loads.read_text().split()) <= 4  # here, on the accelerator's node, and there after each death
+    with pytest.raises(InputError, match="No node of the cluster has 2 accelerator"):
+        embed(
+            folder,
+            tmp_path / "none",
+            engine="ray",
+            address=cluster.address,
+            encoder_resources={"accelerator": 2},
+        )
+
+
 def test_a_node_killed_in_the_middle_loses_nothing(
     cluster: Cluster, folder: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    node = next(iter(cluster.worker_nodes))
-    killed: list[str] = []
-
-    def kill() -> None:
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        wait_for(lambda: any("_Actor" in named(p) for p in raylet.children()) and encoded(log) >= 6)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            killed.append(named(process))
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    killer = threading.Thread(target=kill)
+    node = cluster.decoding_nodes.pop()
+    killer = threading.Thread(target=_kill_node, args=(node, "_Actor", log))
     killer.start()
     summary = embed(
         folder, tmp_path / "store", encoder_options={"log": str(log)}, engine="ray", address=cluster.address
     )
     killer.join()
-    assert any("_Actor" in name for name in killed)
     assert (summary.embedded, summary.failed) == (VIDEOS, 0)
     assert contents(tmp_path / "store") == plain
     # Done again is at most what was in flight on that node: the task in hand, one file here, and one whose result was still there.

@@ -101,7 +101,7 @@ def test_parts_of_a_long_film_and_its_broken_off_end(
 # --- what dies ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "given"), [("_Encoder", "take"), ("_Decoder", "grant")])
+@pytest.mark.parametrize(("kind", "given"), [("EncodingProcess", "take"), ("DecodingProcess", "grant")])
 def test_a_process_killed_with_work_in_its_hands_costs_nothing(
     folder: Path, plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, given: str
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_process_killed_with_work_in_its_hands_costs_nothing(
 def test_processes_that_are_killed_while_they_start_cost_one_more_try(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(two_stages._Encoder):
+    class Killed(two_stages.EncodingProcess):
         starts = 0
 
         def __init__(self, *arguments: Any) -> None:
@@ -133,7 +133,7 @@ def test_processes_that_are_killed_while_they_start_cost_one_more_try(
             if Killed.starts <= 2:
                 self.process.kill()
 
-    monkeypatch.setattr(two_stages, "_Encoder", Killed)
+    monkeypatch.setattr(two_stages, "EncodingProcess", Killed)
     assert embed(folder, tmp_path / "store", devices="cpu", workers=1).embedded == 4
     assert Killed.starts == 3
     Killed.starts = -10

@@ -85,7 +85,19 @@ def add_embed(commands: Any) -> None:
     many.add_argument("--engine", default="local", help="local, or ray (default: local)")
     many.add_argument("--address", help="of the Ray cluster (default: the one of this machine, or one started here)")
     many.add_argument("--worker-cpus", type=float, metavar="N", help="CPUs that Ray gives a worker (default: 1)")
-    many.add_argument("--worker-gpus", type=float, metavar="N", help="GPUs that Ray gives a worker (default: none)")
+    many.add_argument(
+        "--worker-gpus",
+        type=float,
+        metavar="N",
+        help="GPUs that Ray gives an encoder, apart from the workers, which then decode (default: none)",
+    )
+    many.add_argument(
+        "--encoder-resource",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="another resource that the nodes for encoders declare to Ray, and how much of it one takes",
+    )
 
 
 def _run_embed(arguments: argparse.Namespace) -> int:
@@ -114,6 +126,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         worker_cpus=arguments.worker_cpus,
         worker_gpus=arguments.worker_gpus,
+        encoder_resources=_amounts(arguments.encoder_resource) or None,
         devices=arguments.devices,
         outage_after=arguments.outage_after,
         commit_seconds=arguments.commit_seconds,
@@ -152,6 +165,13 @@ def _estimate_embed(arguments: argparse.Namespace) -> int:
     )
     print(estimate.to_text())
     return 0
+
+
+def _amounts(pairs: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(amount) for name, amount in key_values(pairs, "--encoder-resource").items()}
+    except ValueError as error:
+        raise InputError(f"--encoder-resource is of the form NAME=NUMBER: {error}") from None
 
 
 def _rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:

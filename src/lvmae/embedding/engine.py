@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -84,12 +84,18 @@ class Engine(Protocol):
     ) -> Iterator[tuple[VideoFile, Event] | None]: ...
 
 
-def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gpus: float | None) -> Engine:
+def _engine(
+    name: str,
+    address: str | None,
+    worker_cpus: float | None,
+    worker_gpus: float | None,
+    encoder_resources: Mapping[str, float] | None,
+) -> Engine:
     """The one place that knows the engines. Raises InputError for an unknown one and for what belongs to another."""
     if name == "local":
-        if (address, worker_cpus, worker_gpus) != (None, None, None):
+        if (address, worker_cpus, worker_gpus, encoder_resources) != (None, None, None, None):
             raise InputError(
-                "An address, and CPUs and GPUs a worker, are for a Ray cluster; they go with the engine 'ray'."
+                "An address, and CPUs, GPUs and resources a worker, are for a Ray cluster; they go with the engine 'ray'."
             )
         from lvmae.embedding.local_engine import run_local
 
@@ -100,7 +106,8 @@ def _engine(name: str, address: str | None, worker_cpus: float | None, worker_gp
         except ImportError as error:
             raise InputError(f"The engine 'ray' needs {error.name}: pip install 'lvmae[ray]'.") from None
         cpus, gpus = 1.0 if worker_cpus is None else worker_cpus, worker_gpus or 0.0
-        engine: Engine = partial(run_on_ray, address=address, needs=ActorNeeds(cpus, gpus))
+        needs = ActorNeeds(cpus, gpus, tuple((encoder_resources or {}).items()))
+        engine: Engine = partial(run_on_ray, address=address, needs=needs)
         return engine
     raise InputError(f"There is no engine {name!r}. Known: {', '.join(ENGINES)}.")
 
@@ -127,6 +134,7 @@ def embed_videos(
     address: str | None = None,
     worker_cpus: float | None = None,
     worker_gpus: float | None = None,
+    encoder_resources: Mapping[str, float] | None = None,
     devices: str | Iterable[str] | None = None,
     outage_after: int = 5,
     commit_seconds: float = 10.0,
@@ -140,10 +148,10 @@ def embed_videos(
     changed since is told in the summary, and with `refresh` embedded again. Files that failed are tried again with
     `retry_failures`, and by themselves where they have changed. Of a file that breaks off nothing is kept, or with
     `keep_partial` its segments before that place; the store tells the reason among its failures. A video that was removed from
-    the store stays out, unless `readmit`. A file that makes no progress
-    for `timeout` seconds is given up. `workers` is the number of processes, by default one a core; the result does not depend
-    on it. `engine` is "local", or "ray" with the `address` of a cluster (None: the one this machine belongs to, or one started
-    here), where a worker is an actor that Ray gives `worker_cpus` (1) and `worker_gpus` (none).
+    the store stays out, unless `readmit`. A file that makes no progress for `timeout` seconds is given up. `workers` is the number
+    of processes, by default one a core; the result does not depend on it. `engine` is "local", or "ray" with the `address` of a
+    cluster (None: the one this machine belongs to, or one started here), where a worker is an actor that Ray gives `worker_cpus`
+    (1). With `worker_gpus`, or `encoder_resources` that nodes declare, workers decode, and actors that Ray gives these encode.
 
     An encoder on GPUs runs in a process for each of `devices` ("cuda:0,cuda:1"; None: all that are there) and the workers only
     decode for them. On the CPU each worker does both, unless devices are named ("cpu,cpu").
@@ -165,7 +173,7 @@ def embed_videos(
     for name, number in (positive | {"commit_seconds": commit_seconds}).items():
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{name} must be positive, not {number}.")
-    run = _engine(engine, address, worker_cpus, worker_gpus)
+    run = _engine(engine, address, worker_cpus, worker_gpus, encoder_resources)
     stored = stored_sources([out] if rank is None else rank_stores(out))
     search = search_videos(videos, stored)
     files = search.videos

@@ -253,6 +253,8 @@ class Assembly:
         laid, ended = self._laid, self._ended
         if laid is None or ended is None or len(self._vectors) < ended.length:
             return None
+        if any(place not in self._vectors for place in range(ended.length)):  # some may be from beyond the end
+            return None
         starts, ends, duration = laid.starts[: ended.length], laid.ends[: ended.length], laid.duration
         if ended.reason:
             duration += float(ends[-1] - laid.ends[-1])

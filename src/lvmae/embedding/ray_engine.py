@@ -1,10 +1,11 @@
-"""The Ray engine: actors all over a cluster, each with one worker of the local engine; the driver alone writes.
+"""The Ray engine: actors all over a cluster, which mind processes as the local engine does; the driver alone writes.
 
-Enters: files, a `Job`, and where the cluster is. Leaves: the same events as the local engine gives, so the store is the same to the
-bit. An actor minds one worker process (`lvmae.embedding.local_engine.Crew`), which loads the encoder once, on one
-thread of arithmetic or on the GPU that Ray gave its actor; a decoder that crashes or hangs is dealt with there as on
-one machine. Ray Data hands out tasks of a few files each, to what nodes there are, runs the tasks of a lost node again
-on others, and brings the events back.
+Enters: files, a `Job`, and where the cluster is. Leaves: the same events as the local engine gives, so the store is the same to
+the bit. Without accelerators an actor minds one worker process (`lvmae.embedding.local_engine.Crew`), which loads the encoder
+once, on one thread of arithmetic. With GPUs, or another resource that stands for an accelerator, there are two stages
+(`lvmae.embedding.ray_stages`): actors that decode on any node, and actors that encode where the accelerators are; frames travel
+between them through Ray Data, which holds decoders back where encoders are slower. Ray Data hands out tasks of a few files each, to
+what nodes there are, runs the tasks of a lost node again on others, and brings the events back.
 
 What is made again need not come in the same order, so Ray's word for what was delivered is not taken: the driver knows which files
 have ended, drops what comes of them later, and runs another round for those that Ray says are done and are not. So nothing is lost
@@ -35,7 +36,8 @@ import ray.data
 from ray.exceptions import RayError
 
 from lvmae.embedding.local_engine import Crew
-from lvmae.embedding.pipeline import Advanced, Event, Job, Postponed
+from lvmae.embedding.pipeline import Advanced, Assembly, Ended, Event, Job, Laid, Postponed
+from lvmae.embedding.ray_stages import DecodingActor, EncodingActor, Message, Vectors
 from lvmae.embedding.sources import VideoFile
 from lvmae.errors import InputError, WorkError
 from lvmae.files.urls import is_url
@@ -51,19 +53,40 @@ _CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class ActorNeeds:
-    """What Ray reserves for one actor. A GPU can be shared: with 0.25, four actors decode for one."""
+    """What Ray reserves: `cpus` for an actor that decodes, `gpus` and custom `resources` for one that encodes.
+
+    Without GPUs and resources one actor does both. A GPU can be shared: with 0.5, two actors encode on one.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.cpus < 0 or self.gpus < 0 or not (self.cpus or self.gpus):
-            raise InputError(f"An actor needs some CPUs or GPUs, not {self.cpus:g} and {self.gpus:g}.")
+        amounts = [amount for _, amount in self.resources]
+        if self.cpus <= 0 or self.gpus < 0 or any(amount <= 0 for amount in amounts):
+            raise InputError(
+                f"A worker needs some CPUs, and an encoder no less than nothing: not {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+                + "".join(f", {amount:g} {name}" for name, amount in self.resources)
+                + "."
+            )
 
-    def on(self, node: dict[str, float]) -> int:
-        """How many such actors a node with these resources holds."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus}
-        return min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+    @property
+    def accelerators(self) -> dict[str, float]:
+        """What an encoder needs of a node, by Ray's names; empty where decoders encode."""
+        return {name: amount for name, amount in (("GPU", self.gpus), *self.resources) if amount}
+
+    def decoders_on(self, node: dict[str, float]) -> int:
+        """How many actors that decode a node with these resources holds."""
+        return _fitting(node, {"CPU": self.cpus})
+
+    def encoders_on(self, node: dict[str, float]) -> int:
+        """How many actors that encode it holds."""
+        return _fitting(node, self.accelerators)
+
+
+def _fitting(node: dict[str, float], wanted: dict[str, float]) -> int:
+    return min((math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items()), default=0)
 
 
 def run_on_ray(
@@ -128,25 +151,42 @@ def _round(
     needs: ActorNeeds,
 ) -> Generator[tuple[str, Event] | None]:
     """One pass of Ray Data over files: (id, event) as they come, and None after every message of an actor."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    actors = workers or sum(needs.on(node["Resources"]) for node in nodes if node["Alive"])
-    if not actors:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    actors = workers or sum(needs.decoders_on(node) for node in nodes)
+    encoders = sum(needs.encoders_on(node) for node in nodes)
+    if not actors or (needs.accelerators and not encoders):
+        wanted = {"CPUs": needs.cpus} if not actors else needs.accelerators
         raise InputError(
-            f"No node of the cluster has {needs.cpus:g} CPUs and {needs.gpus:g} GPUs, which an actor is to have; "
-            "give it less, or give the number of workers if nodes are still to come."
+            f"No node of the cluster has {' and '.join(f'{amount:g} {name}' for name, amount in wanted.items())}, which an actor "
+            "is to have; give it less, or start nodes that have it."
         )
     tasks = _tasks(files, actors)
     actors = min(actors, len(tasks))
-    dataset = ray.data.from_items([{"files": task} for task in tasks], override_num_blocks=len(tasks)).map_batches(
-        _Actor,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=1
-        ),
-        fn_constructor_args=(job, timeout, max(0.5, actors / _BEATS_A_SECOND), sys.path),
-        num_cpus=needs.cpus or None,
-        num_gpus=needs.gpus or None,
-    )
+    dataset: Any = ray.data.from_items([{"files": task} for task in tasks], override_num_blocks=len(tasks))
+    if needs.accelerators:
+        dataset = dataset.map_batches(
+            DecodingActor,
+            batch_size=1,
+            compute=_pool(actors),
+            fn_constructor_args=(replace(job, options={}), timeout, sys.path),
+            num_cpus=needs.cpus,
+        ).map_batches(
+            EncodingActor,
+            batch_size=1,
+            compute=_pool(encoders),
+            fn_constructor_args=(job, timeout, sys.path),
+            num_cpus=0,
+            num_gpus=needs.gpus or None,
+            resources=dict(needs.resources) or None,
+        )
+    else:
+        dataset = dataset.map_batches(
+            _Actor,
+            batch_size=1,
+            compute=_pool(actors),
+            fn_constructor_args=(job, timeout, max(0.5, actors / _BEATS_A_SECOND), sys.path),
+            num_cpus=needs.cpus,
+        )
     context = dataset.context
     context.enable_progress_bars = False  # ours is enough
     context.print_on_execution_start = False
@@ -155,14 +195,50 @@ def _round(
     context.execution_no_progress_timeout_s = -1  # a long film is silent for long; actors mind their files themselves
 
     batches = cast("Generator[dict[str, Any]]", iter(dataset.iter_batches(batch_size=None, prefetch_batches=0)))
+    assembled = _Assembled(files)
     with contextlib.closing(batches):
         for batch in batches:
-            for events in batch["events"]:
+            for message in batch.get("message", ()):
+                if message.error:
+                    raise WorkError(message.error)
+                yield from assembled.heard(message)
+            for events in batch.get("events", ()):
                 for key, event in events:
                     if isinstance(event, str):
                         raise WorkError(event)
                     yield key, event
             yield None  # an actor is heard every beat, so Ctrl-C is too
+
+
+def _pool(actors: int) -> Any:
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=1)
+
+
+class _Assembled:
+    """Files that are on their way through both stages, as events of whole files."""
+
+    def __init__(self, files: list[VideoFile]) -> None:
+        self._open = {file.id: Assembly(file) for file in files}
+
+    def heard(self, message: Message) -> Iterator[tuple[str, Event]]:
+        """What a message tells; of files that have ended nothing more is."""
+        for key, said in message.said:
+            assembly = self._open.get(key)
+            if assembly is None:
+                continue
+            record: VideoRecord | None = None
+            if isinstance(said, Vectors):
+                for place, vector in zip(said.places, said.values, strict=True):
+                    record = assembly.encoded(place, vector) or record
+                yield key, Advanced(len(said.places), assembly.fraction)
+            elif isinstance(said, Laid | Ended):
+                record = assembly.decoding(said)
+            elif isinstance(said, Failure | Postponed):
+                del self._open[key]
+                yield key, said
+            if record is not None:
+                del self._open[key]
+                yield key, record
 
 
 class _Actor:

@@ -55,7 +55,7 @@ _ENCODER_THREADS = 4  # on a device other than the CPU; on it one, so that resul
 
 
 @dataclass(frozen=True)
-class _Filled:
+class Filled:
     """A decoder has filled a slot; since its last message it worked and waited for slots so long, in seconds."""
 
     place: int
@@ -71,6 +71,11 @@ class _Encoded:
     vectors: np.ndarray
     busy: float
     idle: float
+
+
+def ready(message: Any) -> bool:
+    """Whether a process says that it is ready, a decoder each time that it wants a file."""
+    return isinstance(message, str) and message == _NEXT
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ def _decode(descriptor: int, minder: int, frames: int) -> None:
             slot = free.popleft()
             memory[slot][:] = said.frames
             now = time.monotonic()
-            connection.send(_Filled(said.place, slot, decoded - since + now - got, got - decoded))
+            connection.send(Filled(said.place, slot, decoded - since + now - got, got - decoded))
             since = now
 
 
@@ -183,7 +188,9 @@ class _Segment(NamedTuple):
     since: float
 
 
-class _Decoder(Process):
+class DecodingProcess(Process):
+    """The minder's side of a decoder."""
+
     def __init__(self, job: Job, memory: FrameMemory) -> None:
         super().__init__(f"{__name__}:{_decode.__name__}", descriptors=[memory.descriptor])
         self.send((job, memory.slots))
@@ -203,11 +210,18 @@ class _Decoder(Process):
         self.granted.add(slot)
         self.send(slot)
 
+    @staticmethod
+    def ends(message: Any) -> bool:
+        """Whether a message is the last one of a file."""
+        return isinstance(message, Ended | Failure | Postponed)
+
     def late(self, timeout: float) -> bool:
         return bool(self.take and self.granted) and time.monotonic() - self.heard > timeout
 
 
-class _Encoder(Process):
+class EncodingProcess(Process):
+    """The minder's side of an encoder."""
+
     def __init__(self, job: Job, memory: FrameMemory, device: str) -> None:
         threads = 1 if device in ("", "cpu") else min(_ENCODER_THREADS, cores())
         super().__init__(f"{__name__}:{_encode.__name__}", descriptors=[memory.descriptor], threads=threads)
@@ -236,8 +250,8 @@ class TwoStages:
             _GRANTED * workers + (_BATCHES + 1) * job.batch_size * len(job.devices), job.frames.shape
         )
         self._free = deque(range(self._memory.slots))
-        self._decoders: list[_Decoder] = []
-        self._encoders: list[_Encoder] = []
+        self._decoders: list[DecodingProcess] = []
+        self._encoders: list[EncodingProcess] = []
         self._decoder_starts, self._encoder_starts = Starts("A decoding process"), Starts("An encoding process")
         self._pending: deque[_Segment] = deque()
         self._open: set[_Take] = set()
@@ -269,20 +283,20 @@ class TwoStages:
                     self._open.add(decoder.answer(work.queue.popleft()))
             self._grant()
             self._hand_out(last=not work.queue)
-            processes: list[_Decoder | _Encoder] = [*self._decoders, *self._encoders]
-            ready = wait([p.connection for p in processes], timeout=min(self._timeout, 0.5))
-            if not ready:
+            processes: list[DecodingProcess | EncodingProcess] = [*self._decoders, *self._encoders]
+            speaking = wait([p.connection for p in processes], timeout=min(self._timeout, 0.5))
+            if not speaking:
                 yield None
-            for process in [p for p in processes if p.connection in ready]:
+            for process in [p for p in processes if p.connection in speaking]:
                 process.heard = time.monotonic()
                 try:
                     message = process.connection.recv()
                 except (EOFError, OSError):
                     yield from self._died(process, work)
                     continue
-                if isinstance(message, str) and message != _NEXT:
+                if isinstance(message, str) and not ready(message):
                     raise WorkError(message)
-                if isinstance(process, _Decoder):
+                if isinstance(process, DecodingProcess):
                     yield from self._heard_decoder(process, message, work)
                 else:
                     yield from self._heard_encoder(process, message, work)
@@ -295,9 +309,9 @@ class TwoStages:
     def _staff(self, work: Ledger) -> None:
         """Starts the processes that are lacking."""
         missing = Counter(self._job.devices) - Counter(encoder.device for encoder in self._encoders)
-        self._encoders += [_Encoder(self._job, self._memory, device) for device in missing.elements()]
+        self._encoders += [EncodingProcess(self._job, self._memory, device) for device in missing.elements()]
         while len(self._decoders) < self._size and len(work.queue) > sum(d.take is None for d in self._decoders):
-            self._decoders.append(_Decoder(self._job, self._memory))
+            self._decoders.append(DecodingProcess(self._job, self._memory))
 
     def _grant(self) -> None:
         """Gives free slots to decoders, one each in turn, to those first that have fewest."""
@@ -334,20 +348,20 @@ class TwoStages:
 
     # --- hearing ------------------------------------------------------------------------------------------------------------
 
-    def _heard_decoder(self, decoder: _Decoder, message: Any, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
+    def _heard_decoder(self, decoder: DecodingProcess, message: Any, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
         take = decoder.take
-        if message == _NEXT:
+        if ready(message):
             if not decoder.started:
                 self._decoder_starts.succeeded()
             decoder.started = decoder.asking = True
             return
         assert take is not None
-        if isinstance(message, _Filled):
+        if isinstance(message, Filled):
             decoder.granted.discard(message.slot)
             self._balance.decoded(message.worked, message.waited)
             self._pending.append(_Segment(take, message.place, message.slot, time.monotonic()))
             return
-        if not isinstance(message, Laid | Advanced):
+        if decoder.ends(message):
             decoder.take = None
         if not take.alive:
             return
@@ -359,8 +373,8 @@ class TwoStages:
         else:
             yield from self._finished(take, message, work)
 
-    def _heard_encoder(self, encoder: _Encoder, message: Any, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
-        if message == _NEXT:
+    def _heard_encoder(self, encoder: EncodingProcess, message: Any, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
+        if ready(message):
             encoder.started = True
             self._encoder_starts.succeeded()
             return
@@ -393,9 +407,9 @@ class TwoStages:
 
     # --- what ends before its time ------------------------------------------------------------------------------------------
 
-    def _died(self, process: _Decoder | _Encoder, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
+    def _died(self, process: DecodingProcess | EncodingProcess, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
         how = process.mourn()
-        if isinstance(process, _Decoder):
+        if isinstance(process, DecodingProcess):
             take = self._lose(process)
             if take is not None:
                 yield from work.died([take.file], how)
@@ -413,8 +427,8 @@ class TwoStages:
                 yield from work.blamed(take.file, f"its process was ended 2 times while encoding it ({how})")
         self._take_back(process)
 
-    def _silent(self, process: _Decoder | _Encoder, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
-        if isinstance(process, _Decoder):
+    def _silent(self, process: DecodingProcess | EncodingProcess, work: Ledger) -> Iterator[tuple[VideoFile, Event]]:
+        if isinstance(process, DecodingProcess):
             take = self._lose(process)
             if take is not None:
                 yield from work.silent([take.file], self._timeout)
@@ -429,7 +443,7 @@ class TwoStages:
                 yield from work.blamed(take.file, reason)
         self._take_back(process)
 
-    def _lose(self, decoder: _Decoder) -> _Take | None:
+    def _lose(self, decoder: DecodingProcess) -> _Take | None:
         """Takes back what a decoder had, now that it is gone: its slots, and its file if that still matters."""
         self._decoders.remove(decoder)
         self._free.extend(decoder.granted)
@@ -439,11 +453,11 @@ class TwoStages:
         self._drop(take)
         return take
 
-    def _suspected(self, encoder: _Encoder) -> list[_Take]:
+    def _suspected(self, encoder: EncodingProcess) -> list[_Take]:
         """Those of the batch that an encoder was at when it ended."""
         return list({s.take: None for s in encoder.batches[0] if s.take.alive}) if encoder.batches else []
 
-    def _take_back(self, encoder: _Encoder) -> None:
+    def _take_back(self, encoder: EncodingProcess) -> None:
         """What an encoder that is gone was to encode is to be encoded again, first of all."""
         for batch in reversed(encoder.batches):
             self._pending.extendleft(reversed(batch))
