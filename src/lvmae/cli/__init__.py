@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, duplicates, evaluation, library, model, store, upkeep
+from lvmae.cli import ablation, duplicates, evaluation, labelling, library, model, store, upkeep
 from lvmae.cli.command import Parser, command_of
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
@@ -87,6 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         model.add_push,
         model.add_represent,
         evaluation.add_probe,
+        labelling.add_predict,
+        labelling.add_suggest,
         ablation.add_ablate,
         library.add_caption,
         library.add_interpret,

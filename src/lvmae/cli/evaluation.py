@@ -107,6 +107,11 @@ def add_probe(commands: Any) -> None:
         "--predictions", metavar="FILE", help="every test video's label, answer and scores, as .csv or .parquet"
     )
     command.add_argument(
+        "--save",
+        metavar="PROBE",
+        help="keep a linear probe, fitted to all labels but those of a fixed test split, for `lvmae predict` and `suggest`",
+    )
+    command.add_argument(
         "--missing",
         metavar="FILE",
         help="list the annotated videos that are not in the store as CSV (default: beside --out, where any are)",
@@ -129,12 +134,43 @@ def _run_probe(arguments: argparse.Namespace) -> int:
             _make_room(Path(written))
     _suffix(arguments.out, _FORM_OF, "--out")
     _suffix(arguments.predictions, (".csv", ".parquet"), "--predictions")
+    if arguments.save and arguments.task and "/" not in arguments.task and _family_parts(arguments.task):
+        raise InputError(f"--save keeps one probe; name one task of {arguments.task}")
     result = _probed(arguments)
     said = _write(result, arguments)
+    if arguments.save:
+        said.append(_save(arguments))
     show(result.render(arguments.format, compare=arguments.compare))
     for line in said:
         print(line, file=sys.stderr)
     return 0
+
+
+def _family_parts(task: str) -> tuple[str, ...]:
+    from lvmae.evaluation import family_of
+
+    return family_of(task).parts
+
+
+def _save(arguments: argparse.Namespace) -> str:
+    """Keeps a probe; what is to be said of it."""
+    from lvmae.evaluation import fit_probe, load_task
+
+    labels = load_task(arguments.task, arguments.annotations) if arguments.task else arguments.labels
+    saved = fit_probe(
+        arguments.features,
+        labels,
+        kind=arguments.kind,
+        readouts=arguments.readout,
+        class_weight=arguments.class_weight,
+        group=arguments.group,
+    )
+    saved.save(arguments.save)
+    metric, score = saved.agreement or ("", 0.0)
+    return (
+        f"kept {arguments.save}: linear, on the {saved.readout}, fitted to {len(saved.labelled)} videos; "
+        f"{metric} in cross-validation {score:.4g}"
+    )
 
 
 def _suffix(path: str | None, known: Collection[str], option: str) -> None:

@@ -3,6 +3,7 @@
 from lvmae.evaluation.families import FamilyResult, probe_family
 from lvmae.evaluation.labels import load_labels
 from lvmae.evaluation.probing import probe
+from lvmae.evaluation.saved import SavedProbe, fit_probe, predict, suggest
 from lvmae.evaluation.settings import ProbeSettings
 from lvmae.evaluation.tables import ProbeRow, ProbeTable
 from lvmae.evaluation.task import Task
@@ -13,12 +14,16 @@ __all__ = [
     "ProbeRow",
     "ProbeSettings",
     "ProbeTable",
+    "SavedProbe",
     "Task",
     "TaskFamily",
     "family_of",
+    "fit_probe",
     "load_labels",
     "load_task",
+    "predict",
     "probe",
     "probe_family",
+    "suggest",
     "task_names",
 ]

@@ -58,7 +58,7 @@ def fit_estimator(
     else:
         build = lambda strength: linear(task.kind, strength, class_weight)  # noqa: E731
     best: tuple[tuple[float, float], float] | None = None
-    with _quiet():
+    with quiet():
         for setting in settings:
             fitted = build(setting).fit(x[train], learnt_from(task, probe, train))
             held_out = answers(task.kind, fitted, x[parts["val"]], len(task.classes))
@@ -139,8 +139,8 @@ def _reached(task: Task, outputs: NDArray[np.float64], rows: NDArray[np.intp]) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The weakest strengths of a wide grid may stop before they converge; val then chooses another."""
+def quiet() -> Iterator[None]:
+    """No warnings of convergence: the weakest strengths of a wide grid may stop before they converge; val then chooses another."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

@@ -28,6 +28,7 @@ from lvmae.evaluation.matching import match_ids
 from lvmae.evaluation.splits import SPLITS
 from lvmae.evaluation.task import KINDS, Task
 from lvmae.files.table_files import Table, cell_text, column_of, read_table
+from lvmae.store import EmbeddingStore
 
 ID_COLUMNS = ("id", "video", "video_id")
 _SPLIT_NAMES = {
@@ -93,6 +94,16 @@ def _task_of(path: Path, rows: list[Labelled], kind: str | None, *, with_groups:
     if splits is None and any(not len(part) for part in task.split(0).values()):
         raise InputError(f"{path} labels {len(ids)} videos, too few to split into train, val and test; label more")
     return task
+
+
+def labelled_ids(path: str | Path, store: str | Path | EmbeddingStore) -> list[str]:
+    """The ids of a store's videos that a table with a column of ids names, whatever else stands in it."""
+    table, known = read_label_table(Path(path)), EmbeddingStore.open(store).ids
+    column = column_of(table.columns, ID_COLUMNS)
+    if column is None:
+        raise InputError(f"{path} has no column id; it names {', '.join(table.columns) or 'nothing'}")
+    names = dict.fromkeys(cell_text(row.values.get(column)) for row in table.rows)
+    return [known[place] for place in match_ids(filter(None, names), known, path).places if place is not None]
 
 
 # ---------------------------------------------------------------------------------------------- reading the file
