@@ -14,39 +14,82 @@ import wrapt
 __version__ = "0.2.0"
 
 _WHERE = {
+    "Ablation": "lvmae.ablation",
+    "Caption": "lvmae.library.captions",
+    "EmbedSummary": "lvmae.embedding",
     "EmbeddingStore": "lvmae.store",
+    "ImportSummary": "lvmae.importing",
+    "Interpretation": "lvmae.interpretation",
     "LVMAEConfig": "lvmae.model",
     "LVMAEForPreTraining": "lvmae.model",
     "LVMAEModel": "lvmae.model",
+    "Library": "lvmae.library",
+    "Moment": "lvmae.library",
+    "ProbeTable": "lvmae.evaluation",
+    "SimilarVideo": "lvmae.library",
+    "Task": "lvmae.evaluation",
+    "Timeline": "lvmae.library.chapters",
+    "ablate": "lvmae.ablation",
     "embed_videos": "lvmae.embedding",
+    "import_embeddings": "lvmae.importing",
     "interpret": "lvmae.interpretation",
+    "load_captions": "lvmae.library.captions",
     "load_encoder": "lvmae.encoders",
+    "load_labels": "lvmae.evaluation",
+    "load_task": "lvmae.evaluation",
     "pretrain": "lvmae.pretraining",
     "probe": "lvmae.evaluation",
     "represent": "lvmae.representations",
+    "search": "lvmae.library",
+    "similar_videos": "lvmae.library",
+    "timeline": "lvmae.library.chapters",
     "trusting": "lvmae.trust",
 }
 
 __all__ = [
+    "Ablation",
+    "Caption",
+    "EmbedSummary",
     "EmbeddingStore",
+    "ImportSummary",
+    "Interpretation",
     "LVMAEConfig",
     "LVMAEForPreTraining",
     "LVMAEModel",
+    "Library",
+    "Moment",
+    "ProbeTable",
+    "SimilarVideo",
+    "Task",
+    "Timeline",
     "__version__",
+    "ablate",
     "embed_videos",
+    "import_embeddings",
     "interpret",
+    "load_captions",
     "load_encoder",
+    "load_labels",
+    "load_task",
     "pretrain",
     "probe",
     "represent",
+    "search",
+    "similar_videos",
+    "timeline",
     "trusting",
 ]
 
 if TYPE_CHECKING:
-    from lvmae.embedding import embed_videos
+    from lvmae.ablation import Ablation, ablate
+    from lvmae.embedding import EmbedSummary, embed_videos
     from lvmae.encoders import load_encoder
-    from lvmae.evaluation import probe
-    from lvmae.interpretation import interpret
+    from lvmae.evaluation import ProbeTable, Task, load_labels, load_task, probe
+    from lvmae.importing import ImportSummary, import_embeddings
+    from lvmae.interpretation import Interpretation, interpret
+    from lvmae.library import Library, Moment, SimilarVideo, search, similar_videos
+    from lvmae.library.captions import Caption, load_captions
+    from lvmae.library.chapters import Timeline, timeline
     from lvmae.model import LVMAEConfig, LVMAEForPreTraining, LVMAEModel
     from lvmae.pretraining import pretrain
     from lvmae.representations import represent

@@ -96,10 +96,10 @@ def import_embeddings(
     source = Path(source)
     if not segment_seconds > 0:
         raise InputError(
-            f"a segment must last more than 0 seconds, not {segment_seconds}; give its length with --segment-seconds"
+            f"a segment must last more than 0 seconds, not {segment_seconds}; give its length as `segment_seconds`"
         )
     if not space.strip():
-        raise InputError("the embedding space needs a name, such as --space clip-vit-b32")
+        raise InputError("the embedding space needs a name: give one as `space`, such as clip-vit-b32")
     manifest = Manifest(
         space_id=space,
         dim=dim or 0,
@@ -282,7 +282,7 @@ def _the_array(arrays: dict[str, np.ndarray], key: str | None) -> np.ndarray:
     flat = [name for name, array in arrays.items() if array.ndim == 2]
     if len(flat) != 1:
         raise ValueError(
-            f"the file has {len(flat)} arrays of two dimensions ({', '.join(sorted(flat))}); name one with --key"
+            f"the file has {len(flat)} arrays of two dimensions ({', '.join(sorted(flat))}); name one with `key`"
         )
     return arrays[flat[0]]
 
@@ -368,7 +368,7 @@ def _vector_column(path: Path, row: dict[str, Any], key: str | None) -> str | No
     lists = [c for c, v in row.items() if isinstance(v, np.ndarray | list)]
     named = [c for c in _VECTOR_COLUMNS if c in lists] or lists
     if len(named) > 1:
-        raise InputError(f"{path} has several columns of lists ({', '.join(named)}); name the embeddings with --key")
+        raise InputError(f"{path} has several columns of lists ({', '.join(named)}); name the embeddings with `key`")
     return named[0] if named else None
 
 

@@ -127,7 +127,7 @@ class Grid:
             if store.space_id != opened[name].space_id:
                 raise InputError(f"{store.path} and {opened[name].path} are of two embedding spaces; embed them alike")
         if STORE in axes:
-            raise InputError("stores are no setting: name them with --store NAME=PATH, or under [stores]")
+            raise InputError("stores are no setting: name them beside the grid: NAME=PATH each, or under [stores]")
         varied: dict[str, Sequence[Any]] = {STORE: list(opened)} if len(opened) > 1 else {}
         varied |= axes
         for key, values in varied.items():
@@ -171,9 +171,9 @@ def axes_of(pairs: Iterable[str]) -> dict[str, list[str]]:
         key, separator, values = pair.partition("=")
         found = [value.strip() for value in values.split(",")]
         if not separator or not key or not all(found):
-            raise InputError(f"--grid {pair!r} is not of the form key=value,value")
+            raise InputError(f"`grid` {pair!r} is not of the form key=value,value")
         if key in axes:
-            raise InputError(f"--grid names {key} twice; write its values with commas between them")
+            raise InputError(f"`grid` names {key} twice; write its values with commas between them")
         axes[key] = found
     return axes
 

@@ -82,7 +82,7 @@ def ablate(
     raw: bool = False,
     probes: Sequence[str] = ("linear", "attentive"),
     seeds: int = 5,
-    probe_settings: ProbeSettings | None = None,
+    probe_settings: ProbeSettings | Mapping[str, Any] | None = None,
 ) -> Ablation:
     """Runs every cell of a grid that is not done yet, and writes what all of them found.
 
@@ -101,7 +101,12 @@ def ablate(
         Stopped: SIGINT or SIGTERM; the cell that was running goes on from where it was.
     """
     job = _Job(
-        Path(out), Grid.of(stores, grid, on=on, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+        Path(out),
+        Grid.of(stores, grid, on=on, recipe=recipe, settings=settings),
+        labels,
+        probes,
+        seeds,
+        _settled(probe_settings),
     )
     return job.run(raw=raw)
 
@@ -117,14 +122,23 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     probes: Sequence[str] = ("linear", "attentive"),
     seeds: int = 5,
-    probe_settings: ProbeSettings | None = None,
+    probe_settings: ProbeSettings | Mapping[str, Any] | None = None,
 ) -> str:
     """What `ablate` would do, as text: the cells, what each costs, and which of them are done. Writes nothing."""
     job = _Job(
-        Path(out), Grid.of(stores, grid, on=on, recipe=recipe, settings=settings), labels, probes, seeds, probe_settings
+        Path(out),
+        Grid.of(stores, grid, on=on, recipe=recipe, settings=settings),
+        labels,
+        probes,
+        seeds,
+        _settled(probe_settings),
     )
     seconds = [job.seconds(cell) for cell in job.grid.cells]
     return plan_text([(str(cell), cost(cell), took) for cell, took in zip(job.grid.cells, seconds, strict=True)])
+
+
+def _settled(settings: ProbeSettings | Mapping[str, Any] | None) -> ProbeSettings | None:
+    return None if settings is None else ProbeSettings.of(settings, "standard")
 
 
 @dataclass

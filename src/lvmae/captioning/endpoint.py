@@ -144,7 +144,7 @@ class Endpoint:
         if not plain:
             # Not quoted: it may hold a password.
             raise InputError(
-                "--endpoint must be an address like http://127.0.0.1:11434/v1, without user, password or query; "
+                "`endpoint` must be an address like http://127.0.0.1:11434/v1, without user, password or query; "
                 f"a key belongs into {KEY_VARIABLES[0]}"
             )
         self.shown = url
@@ -218,7 +218,7 @@ class Endpoint:
             cause = error.__cause__
             if type(cause).__name__ == "ConnectError" and not self._answered:
                 raise InputError(
-                    f"nothing answers at {self.shown} ({self._quoted(str(cause))}); start the server, or correct --endpoint"
+                    f"nothing answers at {self.shown} ({self._quoted(str(cause))}); start the server, or correct `endpoint`"
                 ) from None
             said = self._quoted(str(cause)) if cause is not None else ""
             raise _Again(f"the connection broke ({said or type(cause).__name__})") from None
@@ -253,7 +253,7 @@ class Endpoint:
         if status in (404, 405):
             return InputError(
                 f"{self.shown} knows no model {self.model!r}, or is no OpenAI-compatible endpoint ({reason}); "
-                "correct --model, or --endpoint, which mostly ends in /v1"
+                "correct `model`, or `endpoint`, which mostly ends in /v1"
             )
         if status == 400 and "max_tokens" in limit and "max_completion_tokens" in said:
             # Newer hosted models know the limit by another name, local servers by this one.
@@ -284,7 +284,7 @@ class Endpoint:
             content = " ".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
         caption = self._without_key(" ".join(_THOUGHT.sub("", content).split()) if isinstance(content, str) else "")
         if not caption:
-            raise _Again("the answer is empty" + (", cut at --max-tokens" if finish == "length" else ""))
+            raise _Again("the answer is empty" + (", cut at `max_tokens`" if finish == "length" else ""))
         if len(caption) > _LONGEST_CAPTION:
             raise _Again(f"an answer of {len(caption)} characters is no caption")
         usage = body.get("usage")

@@ -87,7 +87,7 @@ class CaptionSummary:
             f"{len(self.failures)} failed{counted}{paid}"
         ]
         if self.cut:
-            lines.append(f"{self.cut} captions were cut at the limit of tokens; --max-tokens sets it")
+            lines.append(f"{self.cut} captions were cut at the limit of tokens; `max_tokens` sets it")
         groups: dict[tuple[str, str], list[CaptionFailure]] = {}
         for failure in self.failures:
             groups.setdefault((failure.video, failure.reason), []).append(failure)
@@ -172,7 +172,7 @@ class CaptionJob:
             if value is not None and not (0 <= value < math.inf):
                 raise InputError(f"--{name.replace('_', '-')} must not be below 0, not {value:g}")
         if not self.prompt.strip():
-            raise InputError("--prompt is empty; say what to ask about the frames, or leave it out")
+            raise InputError("`prompt` is empty; say what to ask about the frames, or leave it out")
 
     def estimate(self) -> Estimate:
         """What `run()` has left to do, and about what it costs. Writes nothing and asks no one."""

@@ -137,7 +137,7 @@ class CaptionTable:
             if made.get(name) != value:
                 raise InputError(
                     f"{self.path} was made with {name} {made.get(name)!r}, and this asks for {value!r}: "
-                    "give the same, or another --out"
+                    "give the same, or another `out`"
                 )
 
 

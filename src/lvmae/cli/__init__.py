@@ -17,7 +17,7 @@ from typing import Any
 
 import lvmae
 from lvmae.cli import ablation, duplicates, evaluation, labelling, library, model, store, upkeep
-from lvmae.cli.command import Parser, command_of
+from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
@@ -49,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"lvmae {arguments.command}: {error}; or give --trust-code.")
         return error.exit_code
     except LVMAEError as error:
-        say(f"lvmae {arguments.command}: {without_secrets(str(error))}")
+        say(f"lvmae {arguments.command}: {without_secrets(in_options(str(error), arguments))}")
         return error.exit_code
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; run the same command again to go on"

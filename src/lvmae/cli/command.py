@@ -26,6 +26,12 @@ def command_of(commands: Any, name: str, run: Any, *, brief: str, goes_in: str, 
     return command
 
 
+def in_options(sentence: str, arguments: argparse.Namespace) -> str:
+    """A sentence of the library in the command's words: a parameter that it names, `like_this`, as the option --like-this."""
+    named = vars(arguments)
+    return re.sub(r"`(\w+)`", lambda m: f"--{m[1].replace('_', '-')}" if m[1] in named else str(m[0]), sentence)
+
+
 def takes_trust(command: Any) -> None:
     """Adds the option that lets code run which the command's data names; `lvmae.cli` carries it out."""
     command.add_argument(

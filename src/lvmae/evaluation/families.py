@@ -6,7 +6,7 @@ print(result.to_text(compare=True))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,8 @@ def probe_family(
     seeds: int = 5,
     label_fraction: float | None = None,
     run: str | Path | None = None,
-    settings: ProbeSettings | None = None,
+    settings: ProbeSettings | Mapping[str, Any] | None = None,
+    device: str | None = None,
     protocol: str | None = None,
     readouts: Sequence[str] | None = None,
     class_weight: str | None = None,
@@ -146,6 +147,7 @@ def probe_family(
                     label_fraction=label_fraction,
                     run=run,
                     settings=settings,
+                    device=device,
                     protocol=protocol,
                     readouts=readouts,
                     class_weight=None if task.kind == "regression" else class_weight,

@@ -14,9 +14,10 @@ resumes after a crash.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,8 @@ def probe(
     kind: str | None = None,
     label_fraction: float | None = None,
     run: str | Path | None = None,
-    settings: ProbeSettings | None = None,
+    settings: ProbeSettings | Mapping[str, Any] | None = None,
+    device: str | None = None,
     protocol: str | None = None,
     readouts: Sequence[str] | None = None,
     class_weight: str | None = None,
@@ -70,7 +72,8 @@ def probe(
         label_fraction: the share of the train labels to learn from, drawn by each seed, in every class and with one video
             of each at least; None takes the task's own, which is 1. Nothing else of the protocol changes.
         run: the run the representations must be of.
-        settings: how the trained probes are trained; by default `ProbeSettings.default_for` the protocol.
+        settings: how the trained probes are trained: `ProbeSettings`, or values that replace the protocol's, by their names.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
         protocol: "standard" or "paper"; None takes the paper's for its benchmarks and else the standard.
         readouts: what the linear probe of the standard protocol reads, of `READOUTS`. None takes all that there are where
             `probes` is None too, and else the mean.
@@ -93,7 +96,7 @@ def probe(
         readouts=readouts,
         class_weight=class_weight,
         task=labels,
-        settings=settings,
+        settings=ProbeSettings.of(settings, protocol, device),
     )
     if run is not None:
         _check_run(store, run)
@@ -101,7 +104,7 @@ def probe(
     if raw is None and store.kind != EMBEDDINGS and any(name in BASELINES for name in asked.probes):
         raise InputError(
             f"{' and '.join(name for name in asked.probes if name in BASELINES)} learn end to end from raw embeddings, and "
-            f"{store.path} holds {store.kind}; name the store they were made from too (--raw)"
+            f"{store.path} holds {store.kind}; name the store they were made from too, as `raw`"
         )
     task, places = found_in(labels, store.ids, lambda place, span: has_span(store[place], *span))
     sets = [load_features(s, places if s is store else _same_videos(s, store, places), task.spans) for s in stores]
@@ -281,7 +284,7 @@ def _raw_store(raw: str | Path | EmbeddingStore, store: EmbeddingStore) -> Embed
         raise InputError(f"{found.path} holds {found.kind}; the raw baseline needs the embeddings they were made from")
     if store.kind == EMBEDDINGS:
         raise InputError(
-            f"{store.path} holds raw embeddings itself; probe it alone, or give representations beside --raw"
+            f"{store.path} holds raw embeddings itself; probe it alone, or give representations beside `raw`"
         )
     made_from = store.space_id.rpartition(_REPRESENTED)[0] or store.space_id
     if (found.space_id, found.dim) != (made_from, store.dim):

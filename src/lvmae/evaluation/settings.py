@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from lvmae.errors import InputError
 
 PROTOCOLS = ("standard", "paper")
 PROBES_OF = {"standard": ("linear", "knn", "attentive"), "paper": ("linear", "attentive")}
@@ -88,6 +92,39 @@ class ProbeSettings:
     def paper(cls, **changes: Any) -> ProbeSettings:
         """The paper's epochs of the linear and attentive probe, however few videos they are of."""
         return cls(**{"linear_min_steps": 0, "attentive_min_steps": 0} | changes)
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a value is out of its range."""
+        for name, value in vars(self).items():
+            if name == "device":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"the probes' {name} needs a number, not {value!r}")
+            whole = name not in ("linear_lr", "attentive_lr", "attentive_decay", "baseline_lr", "baseline_weight_decay")
+            least = 0 if name.endswith(("min_steps", "weight_decay", "bootstrap")) else 1 if whole else None
+            if (whole and value != int(value)) or (value <= 0 if least is None else value < least):
+                rule = "more than 0" if least is None else f"{'a whole number of ' if whole else ''}{least} or more"
+                raise InputError(f"the probes' {name} is {value!r}: it has to be {rule}")
+
+    @classmethod
+    def of(
+        cls, settings: ProbeSettings | Mapping[str, Any] | None, protocol: str, device: str | None = None
+    ) -> ProbeSettings:
+        """What a caller has chosen: settings, or changes to those of a protocol by their names; and a device.
+
+        Raises InputError on a name that is not a setting's, naming what comes near, and on a value out of its range.
+        """
+        if isinstance(settings, ProbeSettings):
+            chosen = settings
+        else:
+            known = [field.name for field in fields(cls)]
+            for name in settings or {}:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=2)
+                    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+                    raise InputError(f"probes have no setting {name!r}; {hint}")
+            chosen = replace(cls.default_for(protocol), **(settings or {}))
+        return chosen if device is None else replace(chosen, device=device)
 
     @classmethod
     def default_for(cls, protocol: str) -> ProbeSettings:

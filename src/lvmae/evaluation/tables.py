@@ -271,7 +271,7 @@ class ProbeTable(Rendered):
         if self.protocol == "paper" and "linear-standardized" not in probes and self._has_raw_linear():
             notes.append(
                 "The paper's linear rate is low for raw embeddings, which are of length 1; a standardized linear probe "
-                "(--standardize) is fair to features of any scale."
+                "(the probe `linear-standardized`) is fair to features of any scale."
             )
         if self.label_fraction < 1:
             notes.append(f"Trained on {100 * self.label_fraction:g} % of the train labels, drawn by each seed.")

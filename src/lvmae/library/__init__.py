@@ -7,6 +7,16 @@ a query then takes milliseconds.
 """
 
 from lvmae.library.nearest import INDEX_FROM, Nearest, Vectors
-from lvmae.library.search import Library, Moment, SimilarVideo, place_of, similar_videos
+from lvmae.library.search import Library, Moment, SimilarVideo, place_of, search, similar_videos
 
-__all__ = ["INDEX_FROM", "Library", "Moment", "Nearest", "SimilarVideo", "Vectors", "place_of", "similar_videos"]
+__all__ = [
+    "INDEX_FROM",
+    "Library",
+    "Moment",
+    "Nearest",
+    "SimilarVideo",
+    "Vectors",
+    "place_of",
+    "search",
+    "similar_videos",
+]

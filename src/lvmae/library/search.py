@@ -12,6 +12,7 @@ import numpy as np
 
 from lvmae.errors import InputError
 from lvmae.library.nearest import Nearest
+from lvmae.process import own_state
 from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Library:
             made_from = (self.store.manifest.run or {}).get("store", "the store they were made from")
             raise InputError(
                 f"{self.store.path} holds representations, which have no text side; search {made_from} by text, "
-                "or name a video with --video"
+                "or name a `video`"
             )
         self._segments = _Segments(self.store)
         self._nearest = Nearest(self._segments, exact=exact)
@@ -146,6 +147,36 @@ def _run_around(belongs: np.ndarray, place: int) -> tuple[int, int]:
     return first, last
 
 
+@own_state()
+def search(
+    store: str | Path | EmbeddingStore, query: str | np.ndarray, k: int = 10, *, exact: bool = False
+) -> list[Moment]:
+    """The `k` moments of a library that match a text, or a vector, best; fewer where fewer are above the library's mean.
+
+    For several searches of one store a `Library` keeps what it has loaded.
+
+    Args:
+        store: embeddings, or their path; for a text, of an encoder that reads texts.
+        query: a text, or a vector (D,) of the store's space.
+        k: how many.
+        exact: read every segment also where an index would be used.
+
+    Raises:
+        InputError: an empty text, a vector of another width, or a store that cannot be searched so.
+    """
+    library = Library(store, exact=exact)
+    if isinstance(query, str):
+        return library.search(query, k)
+    vector = np.asarray(query, np.float32)
+    if vector.shape != (library.store.dim,) or not np.isfinite(vector).all():
+        raise InputError(
+            f"the vector to search for has the shape {vector.shape}, and {library.store.path} holds vectors of "
+            f"{library.store.dim} finite numbers: give one of these"
+        )
+    return library.moments(vector, k)
+
+
+@own_state()
 def similar_videos(
     store: str | Path | EmbeddingStore, video: str, top: int = 10, *, features: str = "mean", exact: bool = False
 ) -> list[SimilarVideo]:

@@ -120,7 +120,7 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen at {host} port {port} ({reason}); choose another --port, or --host") from None
+        raise InputError(f"cannot listen at {host} port {port} ({reason}); choose another `port`, or `host`") from None
 
 
 def application(library: Library) -> Starlette:
