@@ -17,7 +17,7 @@ from lvmae.captioning.endpoint import PROMPT, Endpoint, Unanswered, read_key
 from lvmae.captioning.table import CaptionTable, key_of
 from lvmae.errors import InputError, WorkError
 from lvmae.progress import progress
-from lvmae.store import EmbeddingStore
+from lvmae.store import EmbeddingStore, located
 from lvmae.video.decoding import VideoError, probe, segment_jpegs
 
 _PIXELS_PER_TOKEN = 750  # what several vision models make of a picture, within a factor of two
@@ -248,7 +248,12 @@ class CaptionJob:
             captioned += int((~left).sum())
             if left.any():
                 videos.append(
-                    _Left(record.id, record.source, np.array(record.starts)[left], np.array(record.ends)[left])
+                    _Left(
+                        record.id,
+                        located(store, record.source),
+                        np.array(record.starts)[left],
+                        np.array(record.ends)[left],
+                    )
                 )
         return videos, captioned
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, duplicates, evaluation, labelling, library, model, store, upkeep
+from lvmae.cli import ablation, duplicates, evaluation, labelling, library, model, search, store, upkeep
 from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
@@ -92,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         ablation.add_ablate,
         library.add_caption,
         library.add_interpret,
-        library.add_search,
+        search.add_search,
+        search.add_relocate,
         library.add_serve,
         library.add_timeline,
         duplicates.add_duplicates,

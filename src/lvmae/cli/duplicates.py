@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lvmae.cli.command import command_of
-from lvmae.errors import InputError, WorkError
+from lvmae.errors import InputError
 
 
 def add_duplicates(commands: Any) -> None:
@@ -32,6 +32,8 @@ def add_duplicates(commands: Any) -> None:
 
 
 def _run_duplicates(arguments: argparse.Namespace) -> int:
+    from lvmae.files.id_lists import write_ids
+    from lvmae.files.writing import write_text
     from lvmae.library.chapters import clock
     from lvmae.library.duplicates import duplicate_ids, find_duplicates, to_csv, to_json
 
@@ -40,20 +42,12 @@ def _run_duplicates(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.out} must end in .csv or .json: the suffix says what is written")
     found = find_duplicates(arguments.store, pictures=not arguments.no_pictures, min_seconds=arguments.min_seconds)
     if arguments.out:
-        _write(Path(arguments.out), forms[Path(arguments.out).suffix.lower()](found))
+        write_text(arguments.out, forms[Path(arguments.out).suffix.lower()](found))
     if arguments.exclude_into:
-        _write(Path(arguments.exclude_into), "".join(f"{video}\n" for video in duplicate_ids(found)))
+        write_ids(arguments.exclude_into, duplicate_ids(found))
     pairs = len({(one.a, one.b) for one in found})
     print(f"{pairs} pairs of videos share {len(found)} spans")
     for one in found:
         spans = (f"{clock(one.a_start)}-{clock(one.a_end)}", f"{clock(one.b_start)}-{clock(one.b_end)}")
         print(f"{one.score:>6.3f}  {one.a} {spans[0]}  {one.b} {spans[1]}  by {one.checked}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.rstrip("\n") + "\n" if text.strip() else "", encoding="utf-8")
-    except OSError as error:
-        raise WorkError(f"{path} could not be written: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Commands that read what is in videos: caption, interpret, search, serve, timeline."""
+"""Commands that read what is in videos: caption, interpret, serve, timeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lvmae.cli.command import add_device, command_of, takes_trust
-from lvmae.cli.console import print_json
 from lvmae.errors import InputError
 from lvmae.process import is_terminal
 from lvmae.sequences import STRATEGIES
@@ -118,65 +117,6 @@ def _probe_scores(path: Path) -> Any:
         raise InputError(f"{path} is not a table that `lvmae probe --out` wrote") from None
     columns, rows = table.cells()
     return ScoreTable(f"Probes: {table.task}", columns, rows, " ".join(table.notes()))
-
-
-def add_search(commands: Any) -> None:
-    command = command_of(
-        commands,
-        "search",
-        _run_search,
-        brief="Find the moments that match a text, or the videos most like one.",
-        goes_in="a store and a text; or a store or representations and a video's id",
-        comes_out="a table of videos, times and cosines, or JSON",
-        example='lvmae search store "a dog on a beach"',
-    )
-    takes_trust(command)
-    command.add_argument("store", help="a store, or representations with --video")
-    command.add_argument("text", nargs="?", help="what to look for, in words")
-    command.add_argument("--video", metavar="ID", help="find the videos most like this one")
-    command.add_argument(
-        "--features",
-        choices=["mean", "cls"],
-        help="with --video: compare the mean of the segments (the default), or the [CLS] of representations",
-    )
-    command.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
-    command.add_argument(
-        "--exact", action="store_true", help="read every vector, also where there is or would be an index"
-    )
-    command.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _run_search(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from lvmae.library import Library, similar_videos
-    from lvmae.library.chapters import clock
-
-    if (arguments.text is None) == (arguments.video is None):
-        raise InputError("give either a text to look for or --video ID")
-    if arguments.features and arguments.video is None:
-        raise InputError("--features says how videos are compared: give --video ID with it")
-    if arguments.video is not None:
-        videos = similar_videos(
-            arguments.store,
-            arguments.video,
-            arguments.top,
-            features=arguments.features or "mean",
-            exact=arguments.exact,
-        )
-        found = [asdict(video) for video in videos]
-        rows = [[f"{video.score:.3f}", clock(video.duration), video.video] for video in videos]
-    else:
-        moments = Library(arguments.store, exact=arguments.exact).search(arguments.text, arguments.top)
-        found = [asdict(moment) for moment in moments]
-        rows = [[f"{m.score:.3f}", f"{clock(m.start)}-{clock(m.end)}", m.video] for m in moments]
-    if arguments.json:
-        print_json(found)
-        return 0
-    width = max(len(row[1]) for row in rows)
-    for score, time, video in rows:
-        print(f"{score:>6}  {time:<{width}}  {video}")
-    return 0
 
 
 def add_serve(commands: Any) -> None:

@@ -28,6 +28,7 @@ from lvmae.embedding.pipeline import Advanced, Event, FrameFormat, Job, Postpone
 from lvmae.embedding.sources import VideoFile, search_videos, share_of
 from lvmae.encoders import load_placed
 from lvmae.errors import InputError, InUse, OutageError, Terminated
+from lvmae.files.urls import is_url
 from lvmae.process import handling_signals, own_state, say
 from lvmae.progress import progress
 from lvmae.store import (
@@ -38,6 +39,7 @@ from lvmae.store import (
     ids_of_other_ranks,
     rank_store,
     rank_stores,
+    remember_folder,
     stored_sources,
 )
 from lvmae.video.segmentation import segment_rule
@@ -212,6 +214,8 @@ def embed_videos(
         _interruptible() as stop,
         _writer(out, manifest, commit_seconds, stop if wait else None) as writer,
     ):
+        if any(not (is_url(f.path) or os.path.isabs(f.path)) for f in files):  # noqa: PTH117
+            remember_folder(out)  # so that the videos are found from any other
         if readmit:
             writer.admit(file.id for file in files)
         there = writer.done | writer.removed | elsewhere

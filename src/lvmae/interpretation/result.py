@@ -22,7 +22,7 @@ from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
 from lvmae.runs import check_space, load_run_autoencoder
-from lvmae.store import EmbeddingStore
+from lvmae.store import EmbeddingStore, located
 
 _SHOWN_SEGMENTS = 20_000  # on a page, at most
 
@@ -241,7 +241,7 @@ def _add_pictures(result: Interpretation, store: EmbeddingStore, shown: Sequence
             return error
 
     missing: list[str] = []
-    sources = [store[index].source for index in shown]
+    sources = [located(store, store[index].source) for index in shown]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets other threads run
         found = pool.map(pictures, result.videos, sources)
         bar = progress(found, desc="pictures", unit="videos", total=len(shown))

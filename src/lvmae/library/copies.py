@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from lvmae.errors import LVMAEError
 from lvmae.files.urls import is_remote
-from lvmae.store import EmbeddingStore
+from lvmae.store import EmbeddingStore, located
 
 _SIZE = 96  # pixels that a frame is decoded to
 _FRAMES = 15  # a segment
@@ -114,12 +114,13 @@ class Films:
         except ImportError:
             return None
         record = self.store[video]
-        if not record.source or is_remote(record.source):
+        source = located(self.store, record.source)
+        if not source or is_remote(source):
             return None
         grey: list[np.ndarray] = []
         try:
             for part in decode_segments(
-                record.source,
+                source,
                 record.starts,
                 record.ends,
                 num_frames=_FRAMES,

@@ -30,6 +30,7 @@ _EDITION = "ivf-sq8"  # part of an index's name in the cache: changes when the i
 _TRAINED_ON = 40  # vectors a list that its centre is learned from; faiss warns of fewer than 39
 _VISITED = 8  # one list in so many is visited
 _SPARE = 64  # candidates scored exactly beyond those asked for
+_TIED = 64  # vectors kept beyond those asked for, so that equal ones are told apart by their places
 _SCORED = 1024  # vectors scored at once: as float32 they stay in a core's cache, which halves the time
 _ADDED = 8192  # vectors put into an index at once
 
@@ -97,13 +98,17 @@ class Nearest:
         )  # (Q, k + spare), -1 where there are no more
         if (found[:, :k] < 0).any():  # more is wanted than lies in the lists that are visited
             return self._exact(queries, k)
-        places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        for row, query in enumerate(queries):
-            candidates = np.sort(found[row][found[row] >= 0])
-            cosines = l2_normalize(self._vectors.take(candidates)) @ query
-            best = np.argsort(-cosines, kind="stable")[:k]
-            places[row], scores[row] = candidates[best], cosines[best]
-        return places, scores
+        rows = [self._ranked(query, np.sort(row[row >= 0]), k) for query, row in zip(queries, found, strict=True)]
+        return np.stack([places for places, _ in rows]), np.stack([scores for _, scores in rows])
+
+    def _ranked(self, query: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of some vectors, in ascending places, by the cosine of each; of equal ones the first.
+
+        One by one and in double precision: equal vectors get equal cosines, wherever they lie.
+        """
+        cosines = cosines_of(self._vectors.take(candidates), query)
+        best = np.argsort(-cosines, kind="stable")[:k]
+        return candidates[best], cosines[best]
 
     def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         # One thread: blocks this small gain nothing from more, and lose several times over where other work holds the cores.
@@ -124,14 +129,22 @@ class Nearest:
             wide = torch.from_numpy(np.array(block)).float()
             # Lengths are divided out of the scores rather than the vectors: a pass over the block less.
             lengths = torch.einsum("nd,nd->n", wide, wide).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-            best = (asked @ wide.T / lengths).topk(min(k, len(block)), dim=1)
+            best = (asked @ wide.T / lengths).topk(min(k + _TIED, len(block)), dim=1)
             scores, places = torch.cat([scores, best.values], 1), torch.cat([places, best.indices + first], 1)
-            if scores.shape[1] > k:
-                kept = scores.topk(k, dim=1)
+            if scores.shape[1] > k + _TIED:
+                kept = scores.topk(k + _TIED, dim=1)
                 scores, places = kept.values, places.gather(1, kept.indices)
             first += len(block)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        return places.gather(1, order).numpy(), scores.gather(1, order).numpy()
+        rows = [self._ranked(query, np.sort(row), k) for query, row in zip(queries, places.numpy(), strict=True)]
+        return np.stack([row for row, _ in rows]), np.stack([row for _, row in rows])
+
+
+def cosines_of(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Cosines (n,) float32 of vectors (n, D) with a unit vector (D,), within [-1, 1]; equal vectors have equal ones."""
+    wide = np.asarray(vectors, np.float64)
+    lengths = np.sqrt((wide * wide).sum(1))
+    products = (wide * query).sum(1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return np.clip(products, -1.0, 1.0).astype(np.float32)
 
 
 def build_index(vectors: Vectors) -> Any:

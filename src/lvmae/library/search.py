@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lvmae.errors import InputError
-from lvmae.library.nearest import Nearest
+from lvmae.library.nearest import Nearest, cosines_of
 from lvmae.process import own_state
-from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
+from lvmae.store import EMBEDDINGS, EmbeddingStore, VideoRecord, l2_normalize
 
 if TYPE_CHECKING:
     from lvmae.encoders import SegmentEncoder
 
 _REACH = 8  # segments to each side that are looked at first
+_LOOKED_AT = 512  # segments that are ranked at first
+_HELD_VALUES = 1 << 27  # of the unit vectors that are held in memory: half a gigabyte
+_SCATTER = 1e-2  # of the length of features, below which videos are all the same
 _SAMPLE = 4096  # segments that the library's mean is taken over
 
 
@@ -51,11 +55,19 @@ class Library:
     A moment is a segment that matches well and the segments around it that belong to the same match: those that score at least
     half as high as it does, counted from the library's mean score for what is asked (the width of the peak at half its
     height, a measure that needs no scale of its own: encoders differ in how high any cosine is). Moments do not overlap, and what
-    scores no higher than the library's mean is none.
+    scores no higher than the library's mean is none. Of equal scores the one of the lower id, and then the earlier, comes first.
     """
 
-    def __init__(self, store: str | Path | EmbeddingStore, *, exact: bool = False) -> None:
-        """`exact`: read every segment for each query, also in a library so large that an index would be used."""
+    def __init__(
+        self, store: str | Path | EmbeddingStore, *, exact: bool = False, videos: np.ndarray | None = None
+    ) -> None:
+        """A library, or a part of one.
+
+        Args:
+            store: embeddings.
+            exact: read every segment for each query, also in a library so large that an index would be used.
+            videos: places in the store: look in these alone, and exactly, as if the store held no others.
+        """
         self.store = EmbeddingStore.open(store)
         if self.store.kind != EMBEDDINGS:
             made_from = (self.store.manifest.run or {}).get("store", "the store they were made from")
@@ -63,8 +75,19 @@ class Library:
                 f"{self.store.path} holds representations, which have no text side; search {made_from} by text, "
                 "or name a `video`"
             )
-        self._segments = _Segments(self.store)
-        self._nearest = Nearest(self._segments, exact=exact)
+        self._segments = Segments(self.store, videos)
+        self._nearest = Nearest(self._segments, exact=exact or videos is not None)
+
+    def only(self, videos: np.ndarray) -> Library:
+        """The part of this library that holds the videos at these places of the store (n,)."""
+        part = Library(self.store, videos=videos)
+        if "encoder" in self.__dict__:
+            part.__dict__["encoder"] = self.encoder
+        if self.held is not None:
+            firsts = self._segments.firsts
+            rows = [self.held[firsts[video] : firsts[video + 1]] for video in videos]
+            part.__dict__["held"] = np.concatenate(rows) if rows else self.held[:0]
+        return part
 
     @cached_property
     def encoder(self) -> SegmentEncoder:
@@ -78,38 +101,131 @@ class Library:
             )
         return encoder
 
+    @cached_property
+    def held(self) -> np.ndarray | None:
+        """(N, D) float32: all unit vectors in memory, so that many queries are one product; None where they are too many."""
+        if len(self._segments) * self.store.dim > _HELD_VALUES:
+            return None
+        unit = np.empty((len(self._segments), self.store.dim), np.float32)
+        first = 0
+        for block in self._segments.blocks(8192):
+            unit[first : first + len(block)] = l2_normalize(block)
+            first += len(block)
+        return unit
+
+    # ---- what is asked -------------------------------------------------------------------------------------------------
+
+    def vector_of(self, text: str, minus: str = "") -> np.ndarray:
+        """(D,): what a text means, less what another one means. Raises InputError where there is nothing to look for."""
+        return self.vectors_of([(text, minus)])[0]
+
+    def vectors_of(self, asked: Sequence[tuple[str, str]]) -> np.ndarray:
+        """(n, D): the same for many (text, minus) at once: one call of the text encoder."""
+        plain = [(" ".join(text.split()), " ".join(minus.split())) for text, minus in asked]
+        if not all(text for text, _ in plain):
+            raise InputError("there is nothing to search for: give a text, such as 'a dog on a beach'")
+        texts = list(dict.fromkeys(text for pair in plain for text in pair if text))
+        vectors = dict(zip(texts, l2_normalize(self.encoder.encode_text(texts)), strict=True))
+        return np.stack([vectors[text] - vectors[minus] if minus else vectors[text] for text, minus in plain])
+
+    def vector_of_picture(self, path: str | Path) -> np.ndarray:
+        """(D,): what a picture file shows. Raises InputError where it cannot be read, or the encoder cannot be had."""
+        from lvmae.encoders import encoder_of
+        from lvmae.video.decoding import still_picture
+
+        encoder = self.__dict__.get("encoder") or encoder_of(self.store.manifest)
+        picture = still_picture(path, encoder.image_size)
+        return np.asarray(encoder.encode_video(np.repeat(picture[None], encoder.num_frames, 0)[None])[0])
+
+    def vector_of_moment(self, video: str, at: float) -> np.ndarray:
+        """(D,): the segment of a video that is shown at a time in seconds. Raises InputError for a time outside of it."""
+        place = place_of(self.store, video)
+        return np.asarray(self.store.embeddings(place)[segment_at(self.store[place], at)], np.float32)
+
+    # ---- what is found -------------------------------------------------------------------------------------------------
+
     def search(self, text: str, top: int = 10) -> list[Moment]:
         """The `top` moments that match a text best. Raises InputError for an empty text or a store without a text side."""
-        text = " ".join(text.split())
-        if not text:
-            raise InputError("there is nothing to search for: give a text, such as 'a dog on a beach'")
-        return self.moments(self.encoder.encode_text([text])[0], top)
+        return self.moments(self.vector_of(text), top)
 
-    def moments(self, vector: np.ndarray, top: int = 10) -> list[Moment]:
-        """The `top` moments nearest to a vector (D,) of the store's space, best first; fewer where fewer are above the mean."""
+    def moments(self, vector: np.ndarray, top: int = 10, *, one_a_video: bool = False) -> list[Moment]:
+        """The `top` moments nearest to a vector (D,) of the store's space, best first; fewer where fewer are above the mean.
+
+        Args:
+            vector: of any length.
+            top: how many.
+            one_a_video: of each video the best moment alone.
+        """
+        return self.moments_of_many(np.asarray(vector)[None], top, one_a_video=one_a_video)[0]
+
+    def moments_of_many(self, vectors: np.ndarray, top: int = 10, *, one_a_video: bool = False) -> list[list[Moment]]:
+        """The moments of each of many vectors (n, D): where the library is held in memory, one product finds them all."""
         if top < 1:
             raise InputError(f"at least one moment must be asked for, not {top}")
-        query = l2_normalize(vector)
+        if not len(self._segments):
+            return [[] for _ in vectors]
+        queries = l2_normalize(vectors)
+        if "held" in self.__dict__ and self.held is not None:
+            scores = queries @ self.held.T  # (n, N)
+            return [self._found(query, top, one_a_video, row) for query, row in zip(queries, scores, strict=True)]
+        return [self._found(query, top, one_a_video, None) for query in queries]
+
+    def _found(self, query: np.ndarray, top: int, one_a_video: bool, row: np.ndarray | None) -> list[Moment]:
         usual = float(self._mean @ query)
-        wanted = max(64, 8 * top)
+        wanted = _LOOKED_AT
         while True:
-            places, scores = self._nearest.search(query[None], wanted)
-            found = self._merge(places[0], scores[0], query, usual, top)
-            if len(found) == top or scores[0, -1] <= usual or wanted >= len(self._segments):
+            places, scores = self._best(query, wanted, row)
+            found = self._merge(places, scores, query, usual, top, one_a_video=one_a_video, row=row)
+            if len(found) == top or scores[-1] <= usual or wanted >= len(self._segments):
                 return found
             wanted *= 8  # so many were neighbours of one another
 
-    def _merge(self, places: np.ndarray, scores: np.ndarray, query: np.ndarray, usual: float, top: int) -> list[Moment]:
+    def _best(self, query: np.ndarray, wanted: int, row: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Places and cosines of the `wanted` nearest segments, best first, the same however many are asked for."""
+        if row is None:
+            places, scores = self._nearest.search(query[None], wanted)
+            return places[0], scores[0]
+        assert self.held is not None
+        near = np.arange(len(row))
+        if wanted + _LOOKED_AT < len(row):
+            near = np.sort(np.argpartition(-row, wanted + _LOOKED_AT)[: wanted + _LOOKED_AT])
+        scores = np.clip(row[near], -1.0, 1.0)
+        order = np.argsort(-scores, kind="stable")[:wanted]
+        # Products in a block round by their place in it: those at the top are taken one by one.
+        exact = cosines_of(self.held[near[order[:_LOOKED_AT]]], query)
+        scores[order[:_LOOKED_AT]] = exact
+        order = order[np.lexsort((near[order], -scores[order]))]
+        return near[order], scores[order]
+
+    def _merge(
+        self,
+        places: np.ndarray,
+        scores: np.ndarray,
+        query: np.ndarray,
+        usual: float,
+        top: int,
+        *,
+        one_a_video: bool,
+        row: np.ndarray | None,
+    ) -> list[Moment]:
         """Moments around the segments at `places` with `scores`, which come best first."""
         free: dict[int, np.ndarray] = {}  # video -> its segments that are in no moment yet
         moments: list[Moment] = []
-        for video, segment, score in zip(*self._segments.locate(places), scores.tolist(), strict=True):
+        for place, video, segment, score in zip(
+            places.tolist(), *self._segments.locate(places), scores.tolist(), strict=True
+        ):
             if moments and score <= usual:
                 break
-            mine = free.setdefault(video, np.ones(int(self.store.lengths[video]), bool))
+            if one_a_video and video in free:
+                continue
+            mine = free.get(video)
+            if mine is None:
+                mine = free[video] = np.ones(int(self.store.lengths[video]), bool)
             if not mine[segment]:
                 continue
-            first, last = self._extent(video, segment, query, (score + usual) / 2, mine)
+            first = place - segment
+            own = None if row is None else row[first : first + len(mine)]
+            first, last = self._extent(video, segment, query, (score + usual) / 2, free=mine, scores=own)
             mine[first : last + 1] = False
             record = self.store[video]
             start, end = float(record.starts[first]), float(record.ends[last])
@@ -118,12 +234,17 @@ class Library:
                 break
         return moments
 
-    def _extent(self, video: int, segment: int, query: np.ndarray, least: float, free: np.ndarray) -> tuple[int, int]:
+    def _extent(
+        self, video: int, segment: int, query: np.ndarray, least: float, *, free: np.ndarray, scores: np.ndarray | None
+    ) -> tuple[int, int]:
         """First and last of the free segments around one that score at least `least`. Looks only as far as it has to."""
         reach = _REACH
         while True:
             begin, end = max(0, segment - reach), min(len(free), segment + reach + 1)
-            belongs = free[begin:end] & (l2_normalize(self.store.embeddings(video, begin, end)) @ query >= least)
+            near = (
+                l2_normalize(self.store.embeddings(video, begin, end)) @ query if scores is None else scores[begin:end]
+            )
+            belongs = free[begin:end] & (near >= least)
             belongs[segment - begin] = True
             first, last = _run_around(belongs, segment - begin)
             if (first or not begin) and (last < end - begin - 1 or end == len(free)):
@@ -136,6 +257,17 @@ class Library:
         places = np.linspace(0, len(self._segments) - 1, min(_SAMPLE, len(self._segments))).round().astype(np.int64)
         mean: np.ndarray = l2_normalize(self._segments.take(places)).mean(axis=0)
         return mean
+
+
+def segment_at(record: VideoRecord, at: float) -> int:
+    """The segment that is shown at a time in seconds. Raises InputError for a time outside of the video."""
+    inside = np.flatnonzero((record.starts <= at) & (at < record.ends))
+    if not len(inside):
+        raise InputError(
+            f"{record.id} lasts from {record.starts[0]:g} to {record.ends[-1]:g} s; there is nothing at {at:g} s"
+        )
+    middles = (record.starts[inside] + record.ends[inside]) / 2
+    return int(inside[np.abs(middles - at).argmin()])
 
 
 def _run_around(belongs: np.ndarray, place: int) -> tuple[int, int]:
@@ -203,7 +335,8 @@ def similar_videos(
     if len(store) == 1:
         raise InputError(f"{store.path} holds no other video than {video!r}")
     vectors = _Features(store, features)
-    places, scores = Nearest(vectors, exact=exact).search(vectors.take(np.array([place])), top + 1)
+    wanted = max(top + 1, _LOOKED_AT)  # always as many, so that the first ones do not depend on how many are asked for
+    places, scores = Nearest(vectors, exact=exact).search(vectors.take(np.array([place])), wanted)
     hits = [(int(at), float(score)) for at, score in zip(places[0], scores[0], strict=True) if at != place]
     return [SimilarVideo(store.ids[at], score, float(store.durations[at])) for at, score in hits[:top]]
 
@@ -219,33 +352,36 @@ def place_of(store: EmbeddingStore, video: str) -> int:
         ) from None
 
 
-class _Segments:
-    """All segments of a store, in the order of its videos."""
+class Segments:
+    """All segments of a store, or of some of its videos, in the order of the videos."""
 
-    def __init__(self, store: EmbeddingStore) -> None:
+    def __init__(self, store: EmbeddingStore, videos: np.ndarray | None = None) -> None:
         self.dim = store.dim
         self._store = store
-        self._firsts = np.concatenate([[0], np.cumsum(store.lengths)])  # (V + 1,)
+        self.videos = np.arange(len(store)) if videos is None else np.asarray(videos, np.int64)
+        self.firsts = np.concatenate([[0], np.cumsum(store.lengths[self.videos])]).astype(np.int64)  # (V + 1,)
+        self._all = videos is None
 
     @property
     def key(self) -> str:
-        return f"segments {self._store.fingerprint}"
+        part = "" if self._all else f" {hashlib.sha256(self.videos.tobytes()).hexdigest()[:16]}"
+        return f"segments {self._store.fingerprint}{part}"
 
     def __len__(self) -> int:
-        return int(self._firsts[-1])
+        return int(self.firsts[-1])
 
     def locate(self, places: np.ndarray) -> tuple[list[int], list[int]]:
         """The videos of the segments at `places`, and their places in them."""
-        videos = np.searchsorted(self._firsts, places, side="right") - 1
-        return videos.tolist(), (places - self._firsts[videos]).tolist()
+        videos = np.searchsorted(self.firsts, places, side="right") - 1
+        return self.videos[videos].tolist(), (places - self.firsts[videos]).tolist()
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
         waiting: list[np.ndarray] = []
         held = 0
-        for video in range(len(self._store)):
+        for number, video in enumerate(self.videos.tolist(), start=1):
             waiting.append(self._store.embeddings(video))
             held += len(waiting[-1])
-            if held >= size or video == len(self._store) - 1:
+            if held >= size or number == len(self.videos):
                 yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
                 waiting, held = [], 0
 
@@ -256,11 +392,15 @@ class _Segments:
 
 
 class _Features:
-    """One feature a video, around their mean."""
+    """One feature a video, around their mean; as they are where they lie too close around it for that to say anything."""
 
     def __init__(self, store: EmbeddingStore, features: str) -> None:
         values = store.cls_features if features == "cls" else store.mean_features
-        self._values: np.ndarray = values - values.mean(axis=0)  # (V, D)
+        mean = values.mean(axis=0)
+        # Two videos lie on opposite sides of their mean however alike they are, and copies scatter around it at random.
+        scatter = np.linalg.norm(values - mean, axis=1)
+        centred = len(values) > 2 and scatter.max() > _SCATTER * np.linalg.norm(values, axis=1).max()
+        self._values: np.ndarray = values - mean if centred else values  # (V, D)
         self.dim = store.dim
         self.key = f"{features} {store.fingerprint}"
 

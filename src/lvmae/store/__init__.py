@@ -23,6 +23,7 @@ from lvmae.store.format import (
     l2_normalize,
     to_half,
 )
+from lvmae.store.locations import Relocation, located, relocate, remember_folder, why_missing
 from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store, rank_stores
 from lvmae.store.reader import EmbeddingStore
 from lvmae.store.removal import Removal, remove_videos
@@ -39,6 +40,7 @@ __all__ = [
     "Manifest",
     "MergeSummary",
     "Problem",
+    "Relocation",
     "Removal",
     "StoreWriter",
     "StoredSource",
@@ -48,15 +50,19 @@ __all__ = [
     "as_float32",
     "ids_of_other_ranks",
     "l2_normalize",
+    "located",
     "merge_stores",
     "migrate_store",
     "path_names",
     "rank_store",
     "rank_stores",
+    "relocate",
+    "remember_folder",
     "remove_videos",
     "repair_store",
     "source_key",
     "stored_sources",
     "to_half",
     "verify_store",
+    "why_missing",
 ]
