@@ -144,7 +144,8 @@ def cosines_of(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     wide = np.asarray(vectors, np.float64)
     lengths = np.sqrt((wide * wide).sum(1))
     products = (wide * query).sum(1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return np.clip(products, -1.0, 1.0).astype(np.float32)
+    cosines: np.ndarray = np.clip(products, -1.0, 1.0).astype(np.float32)
+    return cosines
 
 
 def build_index(vectors: Vectors) -> Any:

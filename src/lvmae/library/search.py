@@ -125,7 +125,7 @@ class Library:
         if not all(text for text, _ in plain):
             raise InputError("there is nothing to search for: give a text, such as 'a dog on a beach'")
         texts = list(dict.fromkeys(text for pair in plain for text in pair if text))
-        vectors = dict(zip(texts, l2_normalize(self.encoder.encode_text(texts)), strict=True))
+        vectors: dict[str, np.ndarray] = dict(zip(texts, l2_normalize(self.encoder.encode_text(texts)), strict=True))
         return np.stack([vectors[text] - vectors[minus] if minus else vectors[text] for text, minus in plain])
 
     def vector_of_picture(self, path: str | Path) -> np.ndarray:

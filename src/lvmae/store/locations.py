@@ -95,8 +95,7 @@ def _places(store: str, source: str) -> Iterator[Path]:
     if path.is_absolute():
         yield path
         return
-    for folder in known["folders"]:
-        yield Path(folder) / path
+    yield from (Path(folder) / path for folder in known["folders"])
     home = Path(store).absolute()
     for folder in (home.parent, home, *home.parent.parents):
         yield folder / path
