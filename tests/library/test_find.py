@@ -33,7 +33,7 @@ def write(path: Path, rows: dict[str, np.ndarray], sources: dict[str, str] | Non
     return EmbeddingStore.open(path)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 2**31), st.booleans())
 def test_the_first_of_many_are_the_few(top: int, seed: int, hold: bool) -> None:
     """Also among equal scores, which come by id; held in memory or read from the disk."""

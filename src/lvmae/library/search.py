@@ -117,7 +117,8 @@ class Library:
 
     def vector_of(self, text: str, minus: str = "") -> np.ndarray:
         """(D,): what a text means, less what another one means. Raises InputError where there is nothing to look for."""
-        return self.vectors_of([(text, minus)])[0]
+        vector: np.ndarray = self.vectors_of([(text, minus)])[0]
+        return vector
 
     def vectors_of(self, asked: Sequence[tuple[str, str]]) -> np.ndarray:
         """(n, D): the same for many (text, minus) at once: one call of the text encoder."""
