@@ -85,7 +85,7 @@ def test_settings_are_read_by_the_type_of_their_field():
         ({"epochs": "0"}, "epochs is 0: it has to be 1 or more"),
         ({"base_lr": "nan"}, "base_lr needs a number, not 'nan'"),
         ({"clip_norm": "high"}, "clip_norm needs a number or none, not 'high'"),
-        ({"compile": "maybe"}, "compile needs true or false, not 'maybe'"),
+        ({"compile": "maybe"}, "compile needs true, false or auto, not 'maybe'"),
         ({"mixture": "1,x"}, "mixture needs a number, not 'x'"),
         ({"mask": "clever"}, "mask is 'clever': choose random, semantic, redundant"),
         ({"mask_ratio": "1"}, "mask_ratio is 1.0: it has to be between 0 and 1"),

@@ -27,21 +27,30 @@ from lvmae.sequences.masks import STRATEGIES, is_mask, mask_names, takes_tempera
 from lvmae.trust import require_trust
 
 # These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
-FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep", "log_every", "num_workers", "trackers"})
+FREE = frozenset(
+    {"checkpoint_every", "checkpoint_minutes", "compile", "data", "keep", "log_every", "num_workers", "trackers"}
+)
 
 # What runs did before there was a setting, where that is not the default of today. A setting that an old recipe.json does not
 # hold has this value, or else the default of its field: so a run from before a setting can be resumed and repeated. Whoever
 # adds a setting with another default than the old behaviour names the old behaviour here.
-BEFORE_IT_EXISTED: dict[str, Any] = {}
+BEFORE_IT_EXISTED: dict[str, Any] = {"order": "shuffled", "compile": False, "data": "host"}
+
+_NOTHING = frozenset({"none", "null", ""})
 
 # Settings added after ablations had named their cells by a digest of all settings: at the value of before they do not count.
-ADDED = frozenset({"best_by", "center", "loss_options", "patience", "watch_every"})
+ADDED = frozenset({"best_by", "center", "loss_options", "order", "patience", "watch_every"})
+
+# Settings that counted in that digest before they were free, and what almost all recipes had.
+_COUNTED = {"compile": False}
 
 _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
 _CHOICES = {
     "center": CENTERS,
     "precision": ("fp32", "bf16", "fp16"),
+    "order": ("dealt", "shuffled"),
+    "data": ("auto", "device", "host"),
 }
 
 
@@ -85,7 +94,11 @@ class Recipe:
     clip_norm: float | None = None
     precision: str = "bf16"
     accumulation: int = 1  # micro-batches a step and process
-    compile: bool = False
+    order: str = "dealt"  # batches of an epoch by length, so that all have nearly the same size; or "shuffled", as runs before it
+    compile: bool | None = (
+        None  # the blocks; None ("auto"): on a GPU, where the whole step is one CUDA graph if it can be
+    )
+    data: str = "auto"  # the embeddings on the "device" or the "host"; auto: on a GPU with room for them
     seed: int = 0
 
     # Watching it (ours)
@@ -248,6 +261,7 @@ class Recipe:
         settled = {
             "heads": self.heads_for(dim),
             "embedding_scale": math.sqrt(dim) if self.embedding_scale is None else self.embedding_scale,
+            "compile": "auto" if self.compile is None else self.compile,
             "max_seconds": longest,
             "min_seconds": min(self.min_seconds, longest),
         }
@@ -256,11 +270,20 @@ class Recipe:
     def computing(self) -> dict[str, Any]:
         """The settings that say what is computed, as plain data; the same in every version for the same computation."""
         old = {key: BEFORE_IT_EXISTED.get(key, getattr(Recipe, key)) for key in ADDED}
-        return {
+        return _COUNTED | {
             key: value
             for key, value in self.to_dict().items()
             if key not in FREE | {"name"} and not (key in ADDED and getattr(self, key) == old[key])
         }
+
+    def as_begun(self, written: Mapping[str, Any], settings: Mapping[str, Any] | None) -> Self:
+        """This recipe for a run that was begun before some of its settings existed: what the run did then, unless it is set.
+
+        Args:
+            written: the run's recipe; empty where there is none. settings: what the user set.
+        """
+        before = {k: v for k, v in BEFORE_IT_EXISTED.items() if k not in {*FREE, *written, *(settings or {})}}
+        return dataclasses.replace(self, **before) if written else self
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -345,7 +368,7 @@ def _divisors(number: int) -> str:
 def _read(key: str, value: Any, kind: Any) -> Any:
     """One value as the type of its field. Raises InputError."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    off = isinstance(value, str) and value.strip().lower() in {"none", "null", ""}
+    off = isinstance(value, str) and value.strip().lower() in _NOTHING | ({"auto"} if bool in options else set())
     if value is None or (off and not (kind is str and value)):  # a word may be "none"
         if types.NoneType in options:
             return None
@@ -377,6 +400,8 @@ def _read(key: str, value: Any, kind: Any) -> Any:
 
 
 def _named(kind: Any) -> str:
+    if kind == bool | None:
+        return "true, false or auto"
     if isinstance(kind, types.UnionType):
         return " or ".join(_named(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lvmae.model import attention
-from lvmae.model.attention import GroupedAttention, VarlenAttention, group_rows, places_of, starts_of
+from lvmae.model.attention import attend, group_rows, padded_attention
 
-CPU = torch.device("cpu")
 HEADS, CHANNELS = 2, 4
 
 
@@ -33,9 +33,8 @@ def qkv(queries: list[int], keys: list[int], dtype: torch.dtype = torch.float32)
     ]
 
 
-def test_places_and_starts() -> None:
-    assert starts_of([3, 0, 2]).tolist() == [0, 3, 3, 5]
-    assert places_of([3, 0, 2]).tolist() == [0, 1, 2, 0, 1]
+def starts_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
 
 def test_rows_join_short_sequences_and_keep_long_ones_alone() -> None:
@@ -58,58 +57,80 @@ def test_sequences_attend_to_themselves_alone(drawn: list[tuple[int, float]], ow
     queries = keys if own_queries else [round(n * share) for n, share in drawn]
     q, k, v = qkv(queries, keys)
     expected = one_by_one(q, k, v, queries, keys)
-    found = GroupedAttention.plan(queries, keys, CPU)(q, k, v)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    if sum(queries):
-        weight = torch.randn_like(expected)
+    weight = torch.randn_like(expected)
+    theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for way in (attend, padded_attention) if sum(queries) else (attend,):
+        found = way(q, k, v, starts_of(queries), starts_of(keys), 129)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         ours = torch.autograd.grad((found * weight).sum(), (q, k, v))
-        theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_without_gaps_needs_no_mask() -> None:
-    assert [group.mask for group in GroupedAttention.plan([100], [100], CPU).groups] == [None]
-    assert [group.mask for group in GroupedAttention.plan([64, 64], [64, 64], CPU).groups] == [None]
-    # One long sequence: a mask over its keys would be as large as its square.
-    (group,) = GroupedAttention.plan([100, 90], [100, 100], CPU).groups
-    assert group.mask is None
-    (group,) = GroupedAttention.plan([100, 99], [100, 99], CPU).groups
-    assert group.mask is not None
-    assert tuple(group.mask.shape) == (2, 1, 1, 100)
+    def masks(queries: list[int], keys: list[int]) -> list[Tensor | None]:
+        return [group.mask for group in attention._layout(starts_of(queries), starts_of(keys)).groups]
+
+    assert masks([100], [100]) == [None]
+    assert masks([64, 64], [64, 64]) == [None]
+    # Long sequences: a mask over their keys alone, for one over queries too would be as large as the square.
+    assert masks([100, 90], [100, 100]) == [None]
+    (mask,) = masks([100, 99], [100, 99])
+    assert mask is not None
+    assert tuple(mask.shape) == (2, 1, 1, 100)
 
 
 def test_half_precision_on_the_cpu_attends_in_float32() -> None:
     lengths = [5, 70]
     q, k, v = qkv(lengths, lengths, torch.bfloat16)
-    found = GroupedAttention.plan(lengths, lengths, CPU)(q, k, v)
+    found = attend(q, k, v, starts_of(lengths), starts_of(lengths), 70)
     exact = one_by_one(q.float(), k.float(), v.float(), lengths, lengths)
     assert found.dtype == torch.bfloat16
     # Rounded once, at the end: half a unit in the last of bfloat16's 8 bits, and what float32 sums differ by.
     torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in (found, exact))
+    assert all(gradient.dtype == torch.bfloat16 for gradient in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=2**-6, atol=2**-6 * b.float().abs().max().item())
 
 
-def test_the_flash_plan_passes_cumulative_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel runs on CUDA alone; a loop with its signature stands in for it, the plan is real."""
+@pytest.mark.parametrize("sequence", [1, 3])
+def test_what_is_not_finite_in_a_long_sequence_stays_there(sequence: int) -> None:
+    lengths = [10, 70, 12, 66]
+    q, k, v = qkv(lengths, lengths)
+    starts = starts_of(lengths)
+    with torch.no_grad():
+        v[starts[sequence] : starts[sequence + 1]] = torch.nan
+    found = attend(q, k, v, starts, starts, 70)
+    others = torch.ones(sum(lengths), dtype=torch.bool)
+    others[starts[sequence] : starts[sequence + 1]] = False
+    assert found[others].isfinite().all()
+    assert not found[~others].isfinite().any()
+    (gradient,) = torch.autograd.grad(found[others].sum(), q)
+    assert gradient[others].isfinite().all()
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
-        assert cu_q.dtype == cu_k.dtype == torch.int32
-        queries, keys = cu_q.diff().tolist(), cu_k.diff().tolist()
-        assert max(queries) <= max_q
-        assert max(keys) <= max_k
-        return one_by_one(q, k, v, queries, keys)
 
+def test_keys_that_nothing_looks_at_have_no_gradient() -> None:
+    queries, keys = [0, 70, 0], [80, 70, 5]  # the first in the group of the second, the last in a group of its own
+    q, k, v = qkv(queries, keys)
+    found = attend(q, k, v, starts_of(queries), starts_of(keys), 80)
+    gradients = torch.autograd.grad(found.square().sum(), (k, v))
+    for gradient in gradients:
+        assert (gradient[80:150] != 0).any(dim=1).all()
+        assert gradient[:80].abs().max() == gradient[150:].abs().max() == 0
+
+
+def test_the_operator_is_one_that_graphs_can_hold() -> None:
+    queries, keys = [3, 0, 70], [5, 4, 80]
+    q, k, v = qkv(queries, keys)
+    torch.library.opcheck(attention.grouped_attention, (q, k, v, starts_of(queries), starts_of(keys)))
+
+
+def test_flash_attention_takes_what_it_is_given() -> None:
+    """The kernel runs on CUDA alone (tests marked gpu); its signature is known everywhere."""
     if attention.varlen_attn is not None:
         real = list(inspect.signature(attention.varlen_attn).parameters)[:7]
         assert real == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
-    queries, keys = [2, 0, 300], [5, 3, 301]
-    q, k, v = qkv(queries, keys)
-    plan = VarlenAttention.plan(queries, keys, CPU)
-    assert plan.query_starts.tolist() == [0, 2, 2, 302]
-    assert plan.key_starts.tolist() == [0, 5, 8, 309]
-    assert (plan.longest_query, plan.longest_key) == (512, 512)
-    torch.testing.assert_close(plan(q, k, v), GroupedAttention.plan(queries, keys, CPU)(q, k, v), atol=1e-5, rtol=1e-5)
 
 
 def test_the_oracle_of_this_file_is_attention() -> None:

@@ -7,21 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.model import LVMAEConfig
-from lvmae.model.packing import Batch, Layout, Windows
-from lvmae.model.positions import sincos_positions
+from lvmae.model.packing import Batch, Windows
 
-CPU = torch.device("cpu")
 CONFIG = LVMAEConfig(hidden_size=2, num_attention_heads=1, max_segments=4)
-
-
-def test_the_full_row() -> None:
-    layout = Layout.of([2, 0, 3], CPU)
-    assert layout.size == 8
-    assert layout.row_lengths == [3, 1, 4]
-    assert layout.cls_rows.tolist() == [0, 3, 4]
-    assert layout.token_rows.tolist() == [1, 2, 5, 6, 7]
-    assert layout.places.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-    assert layout.token_of(torch.tensor([7, 1])).tolist() == [4, 0]
 
 
 def test_real_tokens_are_taken_wherever_they_lie() -> None:
@@ -31,29 +19,15 @@ def test_real_tokens_are_taken_wherever_they_lie() -> None:
     batch = Batch.of(x, real, masked, config=CONFIG)
     assert batch.tokens[:, 0].tolist() == [1, 2, 4, 6, 7]
     assert batch.lengths == [2, 3]
-    assert batch.num_visible == [1, 2]
-    assert batch.num_masked == [1, 1]
-    layout = Layout.of(batch.lengths, CPU)
-    kept, hidden = batch.split(layout)
-    assert kept.tolist() == [0, 1, 3, 4, 5]  # [CLS], the visible token; [CLS], two visible tokens
-    assert hidden.tolist() == [2, 6]
-    out = batch.with_cls(torch.arange(7.0)[:, None], layout)
+    assert batch.masked is not None
+    assert batch.masked.tolist() == [False, True, False, False, True]
+    plan = batch.plan(CONFIG)
+    assert plan.visible.tolist() == [0, 1, 3, 4, 5]  # [CLS], the visible token; [CLS], two visible tokens
+    assert plan.wanted.tolist() == [2, 6]
+    out = batch.with_cls(torch.arange(7.0)[:, None])
     assert out[..., 0].tolist() == [[0, 0, 1, 2, 0], [3, 4, 0, 5, 6]]
-    back = batch.without_cls(torch.tensor([[8.0], [9.0]]), layout.token_of(hidden))
+    back = batch.without_cls(torch.tensor([[8.0], [9.0]]), plan.tokens[plan.wanted])
     assert back[..., 0].tolist() == [[0, 0, 8, 0], [0, 0, 0, 9]]
-
-
-def test_positions_by_rule() -> None:
-    def row(rule: str, lengths: list[int]) -> torch.Tensor:
-        config = LVMAEConfig(hidden_size=6, num_attention_heads=1, max_segments=4, long_sequences=rule)
-        return Layout.of(lengths, CPU).positions(6, config)
-
-    assert torch.equal(row("extrapolate", [7, 2])[[0, 8]], torch.zeros(2, 6))
-    assert torch.equal(row("extrapolate", [7, 2])[1:8], sincos_positions(torch.arange(7), 6))
-    assert torch.equal(row("extrapolate", [7, 2])[9:], sincos_positions(torch.arange(2), 6))
-    assert torch.equal(row("interpolate", [7, 2])[[0, 8]], torch.zeros(2, 6))
-    assert torch.equal(row("interpolate", [7, 2])[1:8], sincos_positions(torch.arange(7) / 2, 6))
-    assert torch.equal(row("interpolate", [7, 2])[9:], sincos_positions(torch.arange(2), 6))
 
 
 def test_windows_overlap_by_half_and_end_with_the_sequence() -> None:

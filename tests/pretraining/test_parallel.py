@@ -17,7 +17,8 @@ from conftest import small, write_store
 from lvmae.errors import InputError
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.pretraining.data import TrainingData
-from lvmae.sequences import epoch_batches
+from lvmae.sequences import dealt_batches, epoch_batches
+from lvmae.sequences.masking import count_visible
 from lvmae.store import EmbeddingStore
 
 
@@ -115,7 +116,8 @@ def test_more_parts_than_videos_in_a_batch_are_refused(store, tmp_path):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> EmbeddingStore:
-    return EmbeddingStore.open(write_store(tmp_path_factory.mktemp("planted") / "store", [8] * 23))
+    lengths = [4 + n % 9 for n in range(23)]
+    return EmbeddingStore.open(write_store(tmp_path_factory.mktemp("planted") / "store", lengths))
 
 
 @settings(deadline=None)  # a machine may be busy
@@ -124,10 +126,10 @@ def opened(tmp_path_factory) -> EmbeddingStore:
     accumulation=st.integers(1, 3),
     batch_size=st.integers(12, 40),
     first=st.integers(0, 6),
-    data=st.data(),
+    order=st.sampled_from(["dealt", "shuffled"]),
 )
-def test_the_shares_of_all_processes_are_the_batch(opened, world, accumulation, batch_size, first, data):
-    recipe = small(batch_size=batch_size, accumulation=accumulation, epochs=4)
+def test_the_shares_of_all_processes_are_the_batch(opened, world, accumulation, batch_size, first, order):
+    recipe = small(batch_size=batch_size, accumulation=accumulation, epochs=4, order=order)
     training = TrainingData([opened], recipe)
     count = len(training.windows)
     assert training.steps_per_epoch == math.ceil(count / batch_size)
@@ -137,7 +139,13 @@ def test_the_shares_of_all_processes_are_the_batch(opened, world, accumulation, 
         at = slice((step - first) * accumulation, (step - first + 1) * accumulation)
         epoch, within = divmod(step, training.steps_per_epoch)
         parts = [share for shares in dealt for share in shares[at]]
-        batch = epoch_batches(count, epoch, recipe.seed, batch_size)[within]
+        lengths = training.windows.lengths(epoch)
+        if order == "dealt":
+            batch = dealt_batches(lengths, epoch, recipe.seed, batch_size)[within]
+        else:
+            batch = epoch_batches(count, epoch, recipe.seed, batch_size)[within]
+        masked = sum(length - count_visible(length, 0.5) for length in lengths[batch].tolist())
+        assert {part.weight for part in parts if part.counts} == {1 / masked}
         assert sorted(place for part in parts if part.counts for place in part.windows) == sorted(batch)
         assert training.videos_in(step) == len(batch)
         assert len(parts) == world * accumulation

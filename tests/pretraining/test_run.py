@@ -268,11 +268,11 @@ def test_another_store_is_refused(begun, tmp_path):
 
 def test_a_run_from_before_a_setting_is_resumed(begun, store):
     written = json.loads((begun / "recipe.json").read_text())
-    del written["recipe"]["compile"], written["recipe"]["accumulation"]
+    del written["recipe"]["beta1"], written["recipe"]["accumulation"], written["recipe"]["compile"]
     (begun / "recipe.json").write_text(json.dumps(written))
     assert pretrain(store, begun, recipe=small(epochs=1)) == begun
-    with pytest.raises(InputError, match="compile is false there and true here"):
-        pretrain(store, begun, recipe=small(epochs=1, compile=True))
+    with pytest.raises(InputError, match=r"beta1 is 0.9 there and 0.5 here"):
+        pretrain(store, begun, recipe=small(epochs=1, beta1=0.5))
     (begun / "recipe.json").write_text(json.dumps({**written, "recipe": {**written["recipe"], "dropout": 0.1}}))
     with pytest.raises(InputError, match=r"the setting dropout, which lvmae .* does not know"):
         pretrain(store, begun, recipe=small(epochs=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import multiprocessing
 import os
@@ -32,12 +33,13 @@ def train(
     launched: tuple[int, int, int] | None = None,
     sharded: bool = False,
     scaled: bool = False,
+    graphs_only: bool = False,
 ) -> None:
     """Trains; an error's sentence goes to `<out>.said`, its exit code is the process's.
 
     `spot` names a function, which call of it, and when to die of SIGKILL or stop by SIGINT. `largest_file` is what the disk
     has room for. `launched` is (rank, world, port), as torchrun says it. `sharded`: by FSDP, as `accelerate launch --use_fsdp`;
-    `scaled`: in fp16 with a loss scaler, as on a GPU.
+    `scaled`: in fp16 with a loss scaler, as on a GPU. `graphs_only`: what is compiled is traced, and run without generating code.
     """
     torch.set_num_threads(1)
     multiprocessing.set_start_method(
@@ -51,6 +53,8 @@ def train(
         _shard()
     if scaled:
         _scale()
+    if graphs_only:
+        torch.compile = functools.partial(torch.compile, backend="eager")
     if spot is not None:
         _arm(*spot)
     if largest_file is not None:

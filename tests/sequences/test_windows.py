@@ -12,13 +12,18 @@ from hypothesis import strategies as st
 
 from lvmae.errors import InputError
 from lvmae.sequences import (
+    STRATEGIES,
     DurationSampling,
+    Window,
     WindowDataset,
     collate_packed,
+    dealt_batches,
     epoch_batches,
     interpolate_visible,
+    mask_segments,
     mean_of_visible,
     pad,
+    parts_of,
     split_videos,
     token_batches,
     unpad,
@@ -127,6 +132,61 @@ def test_mixtures_follow_their_weights(tmp_path: Path) -> None:
         WindowDataset([small, make_store(tmp_path / "c", [9], space="other")])
 
 
+def test_runs_of_older_versions_keep_their_windows(tmp_path: Path) -> None:
+    """Start, length and the first masks, as they were drawn before an epoch had one generator."""
+    store = make_store(tmp_path / "s", [12, 400, 9])
+
+    def said(windows: list[Window]) -> list[tuple[int, int, str]]:
+        return [(w.start, len(w.masked), "".join("01"[int(m)] for m in w.masked[:12])) for w in windows]
+
+    drawn = {}
+    for mask in ("random", "semantic"):
+        dataset = WindowDataset([store], seed=5, mask=mask, draws="window")
+        drawn[mask] = said([dataset[2, i] for i in range(3)]), said(dataset.fixed_windows())
+    assert drawn["random"] == (
+        [(0, 12, "010000011110"), (73, 204, "010000110100"), (0, 9, "010101001")],
+        [(0, 12, "100011101000"), (144, 138, "011101010101"), (0, 9, "101000101")],
+    )
+    assert drawn["semantic"] == (
+        [(0, 12, "010110001010"), (73, 204, "010010000010"), (0, 9, "001011010")],
+        [(0, 12, "010110001010"), (144, 138, "000011000111"), (0, 9, "001011010")],
+    )
+
+
+@pytest.mark.parametrize("mask", sorted(STRATEGIES))
+def test_masks_without_reading_are_those_of_what_is_read(tmp_path: Path, mask: str) -> None:
+    stores = [make_store(tmp_path / "a", [40, 300, 7]), make_store(tmp_path / "b", [30, 60])]
+    dataset = WindowDataset(stores, seed=3, mask=mask)
+    for place in (4, 1, 0, 3, 2):  # in any order
+        drawn = dataset.draw(6, place)
+        masked = dataset.masked(drawn)
+        rows = l2_normalize(stores[drawn.store].embeddings(drawn.video, drawn.start, drawn.start + drawn.length))
+        read = mask_segments(mask, rows, 0.4, dataset.draw(6, place).generator)
+        np.testing.assert_array_equal(masked, read)
+        window = dataset[6, place]
+        np.testing.assert_array_equal(window.masked, masked)
+        assert (window.start, len(window.masked)) == (drawn.start, drawn.length)
+    assert dataset.lengths(6).tolist() == [dataset.draw(6, place).length for place in range(5)]
+    assert dataset.lengths(6, [3, 0]).tolist() == dataset.lengths(6)[[3, 0]].tolist()
+
+
+def greedy(embeddings: np.ndarray, _ratio: float, _generator: np.random.Generator) -> np.ndarray:
+    return np.ones(len(embeddings), dtype=bool)
+
+
+def test_a_mask_that_hides_another_number_is_refused(tmp_path: Path) -> None:
+    mask = f"{__name__}:greedy"
+    dataset = WindowDataset([make_store(tmp_path / "s", [10])], sampling=DurationSampling(50.0), mask=mask)
+    with pytest.raises(InputError, match=r"greedy' hides 10 of 10 segments; of the ratio 0\.4 it has to hide 4"):
+        dataset[0, 0]
+
+
+def test_masks_differ_between_items_and_epochs(tmp_path: Path) -> None:
+    dataset = WindowDataset([make_store(tmp_path / "s", [40] * 4)], sampling=DurationSampling(200.0), seed=3)
+    masks = {tuple(dataset[epoch, place].masked.tolist()) for epoch in range(4) for place in range(4)}
+    assert len(masks) == 16
+
+
 def test_validation_windows_are_fixed(tmp_path: Path) -> None:
     dataset = WindowDataset([make_store(tmp_path / "s", [50, 60, 70])], seed=9)
     before = dataset.fixed_windows()
@@ -172,6 +232,47 @@ def test_an_epoch_holds_every_item_once_in_its_own_order(count: int, batch: int,
 
 def test_epochs_are_reshuffled() -> None:
     assert epoch_batches(30, 0, 0, 30) != epoch_batches(30, 1, 0, 30)
+
+
+@given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=70), batch=st.integers(1, 9), epoch=st.integers(0, 3))
+def test_a_dealt_epoch_holds_every_item_once_and_one_of_each_length_a_batch(
+    lengths: list[int], batch: int, epoch: int
+) -> None:
+    drawn = np.array(lengths)
+    batches = dealt_batches(drawn, epoch, 0, batch)
+    assert sorted(item for items in batches for item in items) == list(range(len(lengths)))
+    assert all(len(items) == batch for items in batches[:-1])
+    assert len(batches) == -(-len(lengths) // batch)
+    assert batches == dealt_batches(drawn, epoch, 0, batch)
+    full = np.array([items for items in batches if len(items) == batch])
+    if len(full):
+        bands = drawn[full]  # (batches, bands): no length of a band exceeds one of the band before
+        assert (bands[:, :-1].min(axis=0, initial=99) >= bands[:, 1:].max(axis=0, initial=0)).all()
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(60, 360), (12, 36)])
+@pytest.mark.parametrize("batch", [16, 128])
+def test_dealt_batches_fill_one_capacity(shortest: int, longest: int, batch: int) -> None:
+    """4,000 films of 5 to 30 minutes, or clips of 1 to 3, as the paper samples them: under 2 % is filled up."""
+    rng = np.random.default_rng(batch)
+    lengths = np.minimum(rng.integers(shortest, longest + 1, 4000), rng.integers(2, 257, 4000))
+    full = [lengths[items] for items in dealt_batches(lengths, 0, 0, batch) if len(items) == batch]
+    visible = max(int((drawn // 2).sum()) for drawn in full)
+    masked = max(int((drawn - drawn // 2).sum()) for drawn in full)
+    mean = np.mean([drawn.sum() for drawn in full])
+    assert 1 - mean / (visible + masked) < 0.02
+    shuffled = [lengths[items] for items in epoch_batches(4000, 0, 0, batch) if len(items) == batch]
+    assert 1 - mean / max(drawn.sum() for drawn in shuffled) > 0.05
+
+
+@given(count=st.integers(1, 40), parts=st.integers(1, 6))
+def test_parts_are_alike_in_number_and_tokens(count: int, parts: int) -> None:
+    hands = parts_of(list(range(count)), parts)
+    assert sorted(card for hand in hands for card in hand) == list(range(count))
+    assert len(hands) == parts
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    if count % (2 * parts) == 0:
+        assert len({sum(hand) for hand in hands}) == 1
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40), most=st.integers(1, 500))

@@ -1,29 +1,27 @@
 """LV-MAE: a masked autoencoder over sequences of segment embeddings (Naiman et al., ICCV 2025, section 3).
 
 The encoder sees the visible embeddings and a [CLS]; the decoder sees all places, with a mask token where an embedding
-is missing, and predicts the embeddings. Nothing is computed on padding: a batch is one row of its real tokens, whether
-it comes padded or packed, and `packing` confines attention to each sequence. The decoder's last layer runs on masked
-places alone unless everything is asked for.
+is missing, and predicts the embeddings. Nothing is computed on padding: a batch is one row of its real tokens, a `Plan` says
+where everything lies, and attention stays in each sequence. The decoder's last layer runs on wanted places alone.
 
     visible ──► + positions, [CLS] in front ──► blocks ──► norm ──► Linear ─┐
     masked  ──► mask token ─────────────────────────────────────────────────┴► + positions ──► blocks ──► norm ──► Linear
 
-torch.compile: what depends on a batch's lengths is planned eagerly and the transformer blocks are what is compiled,
-once for all lengths, whether by `torch.compile(model)` or by `for block in model.blocks():
-block.compile(dynamic=True)`.
+Given a plan, a model computes on tensors alone, whose sizes do not depend on values: one compiled block serves all batches, and
+one CUDA graph all batches of one `Capacity`. Padded and packed inputs have their plan made first.
 
-Shapes: B sequences, S places padded, N real tokens of a batch in one row, M = N + B with a [CLS] in front of each sequence,
-V = visible tokens + B, D width, H heads, C channels a head.
+Shapes: B sequences, S places padded; N tokens of a batch in one row; of the full row, with a [CLS] in front of each sequence,
+M rows, V visible ones, Q wanted ones; D width, H heads.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,12 +30,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .attention import Attend, around_graphs, outside_graph, plan_attention, to_device
+from .attention import attend
 from .centering import means_by_sequence
 from .configuration_lvmae import LVMAEConfig
 from .objectives import Objective, Rows, build_objective
 from .official import read_official_checkpoint, write_official_checkpoint
-from .packing import Batch, Layout, Windows
+from .packing import Batch, Windows
+from .plan import Plan, make_plan
+from .positions import row_positions
 
 # A long sequence's windows are encoded in slices of about this many tokens, so that memory beyond the output is
 # constant.
@@ -91,17 +91,25 @@ class LVMAEAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, attend: Attend, queries: Tensor | None = None) -> Tensor:
-        """x (M,D) -> (M,D), or (Q,D) for the rows in `queries` (Q)."""
-        if queries is None:
+    def forward(
+        self,
+        x: Tensor,
+        starts: Tensor,
+        longest: int,
+        wanted: Tensor | None = None,
+        wanted_starts: Tensor | None = None,
+    ) -> Tensor:
+        """x (M,D) -> (M,D), or (Q,D) for the rows `wanted`."""
+        if wanted is None or wanted_starts is None:
+            wanted_starts = starts
             q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x.index_select(0, queries), weight[: self.width], bias[: self.width])
+            q = F.linear(x.index_select(0, wanted), weight[: self.width], bias[: self.width])
             q = q.view(len(q), self.heads, -1)
             kv = F.linear(x, weight[self.width :], bias[self.width :])
             k, v = kv.view(len(x), 2, self.heads, -1).unbind(1)
-        return cast(Tensor, self.proj(attend(q, k, v).flatten(1)))
+        return cast(Tensor, self.proj(attend(q, k, v, wanted_starts, starts, longest).flatten(1)))
 
 
 class LVMAEMLP(nn.Module):
@@ -126,10 +134,22 @@ class LVMAEBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = LVMAEMLP(width, inner)
 
-    def forward(self, x: Tensor, attend: Attend, queries: Tensor | None = None) -> Tensor:
-        """x (M,D) -> (M,D), or (Q,D): the same values for the rows in `queries` alone."""
-        residual = x if queries is None else x.index_select(0, queries)
-        x = residual + self.attn(self.norm1(x), attend, queries)
+    def forward(
+        self,
+        x: Tensor,
+        starts: Tensor,
+        longest: int,
+        wanted: Tensor | None = None,
+        wanted_starts: Tensor | None = None,
+    ) -> Tensor:
+        """x (M,D) -> (M,D), or (Q,D): the same values for the rows `wanted` alone.
+
+        Args:
+            starts: (S+1) where the sequences start in x. longest: no sequence has more rows.
+            wanted: (Q) rows. wanted_starts: (S+1) where the sequences start among them.
+        """
+        residual = x if wanted is None else x.index_select(0, wanted)
+        x = residual + self.attn(self.norm1(x), starts, longest, wanted, wanted_starts)
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
@@ -150,33 +170,14 @@ class LVMAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pred = nn.Linear(width, config.hidden_size)
 
-    @around_graphs
-    def forward(
-        self,
-        latent: Tensor,
-        *,
-        kept: Tensor,
-        positions: Tensor,
-        wanted: Tensor,
-        attend: Attend,
-        attend_wanted: Attend,
-    ) -> Tensor:
-        """Predicts the embeddings at the rows `wanted`.
-
-        Args:
-            latent: (V,D) the encoder's tokens. kept: (V) their rows in the full row. positions: (M,width).
-            wanted: (Q) rows to predict. attend: plan of the full row. attend_wanted: plan of `wanted` over the full
-                row.
-
-        Returns:
-            (Q,D)
-        """
-        tokens = self.mask_token[0].expand(positions.shape[0], -1)
-        x = tokens.index_copy(0, kept, self.embed(latent).to(tokens.dtype))
-        x = (x + positions).to(tokens.dtype)
+    def forward(self, latent: Tensor, plan: Plan) -> Tensor:
+        """Predicts the wanted tokens: the encoder's tokens (V,D) -> (Q,D)."""
+        row = self.mask_token[0].expand(len(plan.places), -1)
+        row = row.index_copy(0, plan.visible, self.embed(latent).to(row.dtype))
+        x = (row + row_positions(plan.places, plan.longest, row.shape[1])).to(row.dtype)
         for block in self.blocks[:-1]:
-            x = block(x, attend)
-        x = self.blocks[-1](x, attend_wanted, wanted)
+            x = block(x, plan.row_starts, plan.longest)
+        x = self.blocks[-1](x, plan.row_starts, plan.longest, plan.wanted, plan.wanted_starts)
         return cast(Tensor, self.pred(self.norm(x)))
 
 
@@ -211,14 +212,6 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         elif isinstance(module, LVMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
-    @outside_graph
-    def _plan(self, queries: Sequence[int], keys: Sequence[int], head_dim: int) -> Attend:
-        """The attention plan of a batch, for the kind of numbers that this forward pass computes in."""
-        device = self.device
-        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.dtype
-        return plan_attention(queries, keys, head_dim=head_dim, dtype=dtype, device=device)
-
 
 class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
     """The encoder: sequences of segment embeddings to contextual tokens and a [CLS]."""
@@ -238,7 +231,6 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
             self.register_buffer("center", torch.zeros(config.hidden_size))
         self.post_init()  # type: ignore[no-untyped-call]
 
-    @around_graphs
     def forward(
         self,
         inputs_embeds: Tensor,
@@ -259,73 +251,50 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         Raises:
             ValueError: where shapes and lengths do not fit together.
         """
-        batch = Batch.of(inputs_embeds, attention_mask, lengths=lengths, config=self.config)
-        layout = Layout.of(batch.lengths, self.device)
-        longest = max(batch.lengths, default=0)
-        sequence = to_device(np.repeat(np.arange(len(batch.lengths)), batch.lengths), batch.tokens.device)
-        center = self.centers(batch.tokens, sequence, torch.ones_like(sequence, dtype=torch.bool), len(batch.lengths))
-        tokens = batch.tokens if center is None else batch.tokens - center
-        if longest > self.config.max_segments and self.config.long_sequences == "windows":
+        config = self.config
+        batch = Batch.of(inputs_embeds, attention_mask, lengths=lengths, config=config)
+        plan = batch.plan(config)
+        tokens, _ = self.centered(batch.tokens, plan)
+        if max(batch.lengths, default=0) > config.max_segments and config.long_sequences == "windows":
             row = self._encode_in_windows(tokens, batch.lengths)
         else:
-            row = self.encode(tokens, layout)
+            row = self.encode(tokens, plan)
         output = LVMAEModelOutput(
-            last_hidden_state=batch.with_cls(row, layout), pooler_output=row.index_select(0, layout.cls_rows)
+            last_hidden_state=batch.with_cls(row), pooler_output=row.index_select(0, plan.row_starts[:-1])
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def centers(self, tokens: Tensor, sequence: Tensor, visible: Tensor, sequences: int) -> Tensor | None:
-        """What is taken off each token: (N,D), (N), (N) and B -> (N,D) or, the same for all, (D); None where nothing is."""
+    def centered(self, tokens: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
+        """(N,D) -> the tokens without what is taken off them, and that, (N,D) or (D); None where nothing is."""
         if self.config.center == "none":
-            return None
+            return tokens, None
         if self.config.center == "store":
-            return cast(Tensor, self.center)
-        return means_by_sequence(tokens, sequence, visible, sequences).index_select(0, sequence)
+            center = cast(Tensor, self.center)
+        else:
+            means = means_by_sequence(tokens, plan.sequence, plan.seen, len(plan.row_starts) - 1)
+            center = means.index_select(0, plan.sequence)
+        return tokens - center, center
 
-    @around_graphs
-    def encode(
-        self, tokens: Tensor, layout: Layout, kept: Tensor | None = None, kept_lengths: Sequence[int] | None = None
-    ) -> Tensor:
-        """Runs the blocks on a row of tokens, or on the part of it that is visible.
+    def encode(self, tokens: Tensor, plan: Plan) -> Tensor:
+        """The visible rows, encoded: (N,D) -> (V,D)."""
+        (last,) = deque(self._through_blocks(tokens, plan), maxlen=1)
+        return cast(Tensor, self.norm(last))
 
-        Args:
-            tokens: (N,D), packed. layout: of the full row.
-            kept: (V) rows of the full row to run on, [CLS] included. kept_lengths: (B) how many of them each sequence
-                has.
-
-        Returns:
-            (M,D), or (V,D)
-        """
-        config = self.config
-        row = self._embed(tokens, layout)
-        if kept is not None:
-            row = row.index_select(0, kept)
-        counts = layout.row_lengths if kept_lengths is None else kept_lengths
-        attend = self._plan(counts, counts, config.hidden_size // config.num_attention_heads)
-        for block in self.blocks:
-            row = block(row, attend)
-        return cast(Tensor, self.norm(row))
-
-    @around_graphs
-    def encode_blocks(self, tokens: Tensor, layout: Layout) -> list[Tensor]:
+    def encode_blocks(self, tokens: Tensor, plan: Plan) -> list[Tensor]:
         """Whole sequences, nothing masked: (N,D) -> what each block gives, (N,D) each, before the final norm."""
-        config = self.config
-        row = self._embed(tokens, layout)
-        attend = self._plan(layout.row_lengths, layout.row_lengths, config.hidden_size // config.num_attention_heads)
-        given = []
+        rows = torch.arange(len(tokens), device=tokens.device) + plan.sequence + 1
+        return [x.index_select(0, rows) for x in self._through_blocks(tokens, plan.whole())]
+
+    def _through_blocks(self, tokens: Tensor, plan: Plan) -> Iterator[Tensor]:
+        """(N,D) -> what each block makes of the visible rows, (V,D) each."""
+        scaled = tokens.to(self.dtype) * self.config.embedding_scale
+        row = torch.cat([scaled, self.cls_token[0]]).index_select(0, plan.tokens.index_select(0, plan.visible))
+        places = plan.places.index_select(0, plan.visible)
+        x = (row + row_positions(places, plan.longest, row.shape[1])).to(self.dtype)
         for block in self.blocks:
-            row = block(row, attend)
-            given.append(row.index_select(0, layout.token_rows))
-        return given
+            x = block(x, plan.visible_starts, plan.longest)
+            yield x
 
-    def _embed(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Scaled embeddings with positions and a [CLS] in front of each sequence: (N,D) -> (M,D)."""
-        config = self.config
-        scaled = tokens.to(self.dtype) * config.embedding_scale
-        row = self.cls_token[0].expand(layout.size, -1).index_copy(0, layout.token_rows, scaled)
-        return (row + layout.positions(config.hidden_size, config)).to(self.dtype)
-
-    @around_graphs
     def _encode_in_windows(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Encodes overlapping windows of `max_segments`; (N,D) -> (M,D).
 
@@ -334,13 +303,13 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         sequence's windows. Windows are packed like any batch, a bounded number of tokens at a time, so what is needed
         beyond the output does not grow with the length.
         """
-        windows = Windows.of(lengths, self.config.max_segments)
-        out = torch.zeros(len(tokens) + len(lengths), tokens.shape[1], dtype=torch.float32, device=tokens.device)
+        size, device = self.config.max_segments, tokens.device
+        windows = Windows.of(lengths, size)
+        out = torch.zeros(len(tokens) + len(lengths), tokens.shape[1], dtype=torch.float32, device=device)
         for part in windows.slices(_SLICE_TOKENS):
-            layout = Layout.of(part.sizes, tokens.device)
-            row = self.encode(tokens.index_select(0, to_device(part.source, tokens.device)), layout)
-            weight = to_device(part.weight, tokens.device)
-            out = out.index_add_(0, to_device(part.target, tokens.device), row.float() * weight[:, None])
+            source, target, weight = (torch.from_numpy(x).to(device) for x in (part.source, part.target, part.weight))
+            row = self.encode(tokens.index_select(0, source), make_plan(part.sizes, longest=size).to(device))
+            out = out.index_add_(0, target, row.float() * weight[:, None])
         return out.to(self.dtype)
 
 
@@ -378,7 +347,6 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         yield from self.lvmae.blocks
         yield from self.decoder.blocks
 
-    @around_graphs
     def forward(
         self,
         inputs_embeds: Tensor,
@@ -387,6 +355,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         *,
         lengths: Sequence[int] | None = None,
         num_visible: Sequence[int] | None = None,
+        plan: Plan | None = None,
         output_full_reconstruction: bool = False,
         output_predictions: bool = False,
         return_dict: bool | None = None,
@@ -398,8 +367,9 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             attention_mask: (B,S), 1 is real, 0 padding; all is real without it.
             bool_masked_pos: (B,S) or (1,N), True is masked; what it says of padding is ignored. Without it nothing is
                 masked, there is no loss, and everything is reconstructed.
-            lengths, num_visible: (B) segments and visible segments of each sequence, on the host: with them a packed
-                batch is planned without waiting for the device. Padded batches on a GPU cost one such wait.
+            lengths, num_visible: (B) segments and visible segments of each sequence of a packed row, on the host.
+            plan: where everything lies, for inputs_embeds (N,D); instead of masks and lengths, and without waiting for the
+                device. Then there is no `reconstruction`.
             output_full_reconstruction: predict visible places too; costs the decoder's last layer on them.
             output_predictions: give what the loss was computed from too.
 
@@ -408,52 +378,35 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
                 given; where a sequence is longer than `config.max_segments` and `config.long_sequences` is "windows":
                 masked prediction has no windows, so cut such sequences, or choose "extrapolate" or "interpolate".
         """
-        config = self.config
-        batch = Batch.of(
-            inputs_embeds, attention_mask, bool_masked_pos, lengths=lengths, num_visible=num_visible, config=config
-        )
-        longest = max(batch.lengths, default=0)
-        if longest > config.max_segments and config.long_sequences == "windows":
-            raise ValueError(
-                f"a sequence has {longest} segments and max_segments is {config.max_segments}; cut it into "
-                f"windows, or set long_sequences to extrapolate or interpolate"
+        batch, tokens = None, inputs_embeds
+        if plan is None:
+            batch = Batch.of(
+                inputs_embeds,
+                attention_mask,
+                bool_masked_pos,
+                lengths=lengths,
+                num_visible=num_visible,
+                config=self.config,
             )
-        layout = Layout.of(batch.lengths, self.device)
-        kept, masked = batch.split(layout)
-        kept_lengths = [visible + 1 for visible in batch.num_visible]
-        rows = self._rows(batch, layout)
-        center = self.lvmae.centers(batch.tokens, rows.sequence, rows.visible, rows.sequences)
-        inputs = batch.tokens if center is None else batch.tokens - center
-        latent = self.lvmae.encode(inputs, layout, kept, kept_lengths)
+            _check_length(max(batch.lengths, default=0), self.config)
+            plan = batch.plan(self.config, everywhere=output_full_reconstruction or batch.masked is None)
+            tokens = batch.tokens
+        tokens, center = self.lvmae.centered(tokens, plan)
+        latent = self.lvmae.encode(tokens, plan)
+        predicted = self.decoder(latent, plan)
 
-        full = output_full_reconstruction or batch.masked is None
-        wanted = layout.token_rows if full else masked
-        wanted_lengths = batch.lengths if full else batch.num_masked
-        head_dim = config.decoder_hidden_size // config.decoder_num_attention_heads
-        predicted = self.decoder(
-            latent,
-            kept=kept,
-            positions=layout.positions(config.decoder_hidden_size, config),
-            wanted=wanted,
-            attend=self._plan(layout.row_lengths, layout.row_lengths, head_dim),
-            attend_wanted=self._plan(wanted_lengths, layout.row_lengths, head_dim),
-        )
-        rows = rows._replace(
-            wanted=layout.token_of(wanted), encode_whole=lambda encoder: encoder.encode_blocks(inputs, layout)
-        )
-        said = self.objective.reconstruct(predicted, inputs, rows)
-        if center is not None:
-            said = said + center.expand(len(inputs), -1).index_select(0, rows.wanted)
-        reconstruction = batch.without_cls(said, rows.wanted)
+        rows = self._rows(tokens, plan)
         loss = targets = None
-        if batch.masked is not None:
-            if full:
-                rows = rows._replace(wanted=layout.token_of(masked))
-                predicted = predicted.index_select(0, rows.wanted)
+        if batch is None or batch.masked is not None:
             with torch.no_grad():
-                targets = self.objective.targets(inputs, self, rows)
-            weights = torch.full((len(predicted),), 1 / len(predicted), device=predicted.device)
-            loss = self.objective.loss(predicted.float(), targets, weights)
+                targets = self.objective.targets(tokens, self, rows)
+            loss = self.objective.loss(predicted.float(), targets, plan.weights)
+        reconstruction = None
+        if batch is not None:
+            said = self.objective.reconstruct(predicted, tokens, rows)
+            if center is not None:
+                said = said + center.expand(len(tokens), -1).index_select(0, rows.wanted)
+            reconstruction = batch.without_cls(said, rows.wanted)
         output = LVMAEForPreTrainingOutput(
             loss=loss,
             reconstruction=reconstruction,
@@ -461,21 +414,18 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
             predictions=predicted if output_predictions else None,
             targets=targets if output_predictions else None,
             rows=rows if output_predictions else None,
-            tokens=inputs if output_predictions else None,
+            tokens=tokens if output_predictions else None,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    @outside_graph
-    def _rows(self, batch: Batch, layout: Layout) -> Rows:
-        """Where rows lie, for the objective; which are wanted comes later."""
-        sequence = to_device(np.repeat(np.arange(len(batch.lengths)), batch.lengths), batch.tokens.device)
-        masked = torch.zeros(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
+    def _rows(self, tokens: Tensor, plan: Plan) -> Rows:
+        """Where the rows to predict lie, for the objective."""
         return Rows(
-            wanted=layout.token_index[:0],
-            sequence=sequence,
-            visible=~(masked if batch.masked is None else batch.masked),
-            sequences=len(batch.lengths),
-            encode_whole=lambda encoder: [],
+            wanted=plan.tokens.index_select(0, plan.wanted),
+            sequence=plan.sequence,
+            visible=plan.seen,
+            sequences=len(plan.row_starts) - 1,
+            encode_whole=lambda encoder: encoder.encode_blocks(tokens, plan),
         )
 
     @classmethod
@@ -496,3 +446,11 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
     def to_official_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Writes the model in the layout of the authors' code."""
         write_official_checkpoint(self.config, self.state_dict(), path)
+
+
+def _check_length(longest: int, config: LVMAEConfig) -> None:
+    if longest > config.max_segments and config.long_sequences == "windows":
+        raise ValueError(
+            f"a sequence has {longest} segments and max_segments is {config.max_segments}; cut it into "
+            f"windows, or set long_sequences to extrapolate or interpolate"
+        )

@@ -1,77 +1,26 @@
-"""How a batch becomes one row of its real tokens, and how results get back the shape the batch came in.
+"""What the models take from users, padded or packed, as one row of real tokens; and results in the shape that came in.
 
     padded (B,S,D) + attention_mask ──┐
-    packed (1,N,D) + lengths ─────────┴► Batch: (N,D) ──► Layout: (M,D), a [CLS] in front of each sequence
+    packed (1,N,D) + lengths ─────────┴► Batch: (N,D), and what a `Plan` is made from
 
-Lengths are host-side lists: all shapes are known before the device has done anything. Masks stay on the device and are
-turned into indices by sorting, whose result has a known shape, so a packed batch costs no synchronisation.
+Masks come to the host, for a plan is made there: on a GPU that is one wait a batch, and none where a `Plan` is given instead.
 
-Shapes: B sequences, S places padded, N real tokens of a batch in one row, M = N + B, V visible tokens + B, D width.
+Shapes: B sequences, S places padded, N real tokens of a batch in one row, M = N + B with a [CLS] in front of each, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .attention import Indices, outside_graph, places_of, starts_of, to_device
+from .attention import Indices
 from .configuration_lvmae import LVMAEConfig
-from .positions import position_table, sincos_positions
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A full row: the tokens of each sequence with a [CLS] in front of them."""
-
-    lengths: Sequence[int]  # (B) without [CLS]
-    row_lengths: Sequence[int]  # (B) with it
-    size: int  # M
-    cls_rows: Tensor  # (B)
-    token_rows: Tensor  # (N)
-    places: Tensor  # (M) 0 for [CLS], 1 + place for a token
-    token_index: Tensor  # (M) which token lies in a row; means nothing for [CLS]
-
-    @classmethod
-    @outside_graph
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Layout:
-        row_lengths = [length + 1 for length in lengths]
-        starts = starts_of(row_lengths)
-        places = places_of(row_lengths)
-        return cls(
-            lengths=lengths,
-            row_lengths=row_lengths,
-            size=int(starts[-1]),
-            cls_rows=to_device(starts[:-1], device),
-            token_rows=to_device(np.flatnonzero(places > 0), device),
-            places=to_device(places, device),
-            token_index=to_device(np.cumsum(places > 0) - 1, device),
-        )
-
-    @outside_graph
-    def token_of(self, rows: Tensor) -> Tensor:
-        """Which of the N tokens lie in these rows of the full row."""
-        return self.token_index.index_select(0, rows)
-
-    @outside_graph
-    def positions(self, width: int, config: LVMAEConfig) -> Tensor:
-        """Position embeddings of the row: (M,width) float32."""
-        longest = max(self.lengths, default=0)
-        if longest <= config.max_segments or config.long_sequences != "interpolate":
-            # Powers of two, so that growing lengths make few tables.
-            count = config.max_segments if longest <= config.max_segments else 1 << (longest - 1).bit_length()
-            return position_table(count, width, self.places.device).index_select(0, self.places)
-        last = config.max_segments - 1
-        squeeze = [last / (length - 1) if length > config.max_segments else 1.0 for length in self.lengths]
-        places = places_of(self.row_lengths)
-        at = (places - 1) * np.repeat(squeeze, self.row_lengths)
-        table = sincos_positions(torch.from_numpy(at), width)
-        table[torch.from_numpy(places == 0)] = 0
-        return table.to(self.places.device)
+from .plan import Flags, Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -80,17 +29,11 @@ class Batch:
 
     tokens: Tensor  # (N,D)
     lengths: list[int]  # (B)
-    masked: Tensor | None  # (N) bool
-    num_visible: list[int]  # (B)
+    masked: Flags | None  # (N)
     shape: tuple[int, int] | None  # (B,S) if it came padded
-    slots: Tensor | None  # (N) index into (B*S) if it came padded
-
-    @property
-    def num_masked(self) -> list[int]:
-        return [length - visible for length, visible in zip(self.lengths, self.num_visible, strict=True)]
+    slots: Indices  # (N) index into (B*S), or into the packed row
 
     @classmethod
-    @outside_graph
     def of(
         cls,
         inputs_embeds: Tensor,
@@ -113,108 +56,80 @@ class Batch:
                     f"{name} has the shape {tuple(mask.shape)} and inputs_embeds {tuple(inputs_embeds.shape)}; "
                     f"give one value a segment, {tuple(inputs_embeds.shape[:2])}"
                 )
-        places, width = inputs_embeds.shape[0] * inputs_embeds.shape[1], inputs_embeds.shape[2]
-        flat = inputs_embeds.reshape(places, width)
-        masked = None if bool_masked_pos is None else bool_masked_pos.reshape(-1).bool()
-
-        shape: tuple[int, int] | None = None
-        slots: Tensor | None = None
+        rows, columns, width = inputs_embeds.shape
+        shape: tuple[int, int] | None = (rows, columns)
+        tokens = inputs_embeds.reshape(rows * columns, width)
+        masked = None if bool_masked_pos is None else bool_masked_pos.bool().cpu().numpy().ravel()
+        slots = np.arange(rows * columns)
         if lengths is not None:
+            shape = None
             lengths = [int(length) for length in lengths]
             if attention_mask is not None:
                 raise ValueError(
                     "lengths and attention_mask both say what is real; give lengths for a packed batch alone"
                 )
-            if inputs_embeds.shape[0] != 1 or sum(lengths) != places or min(lengths, default=0) < 0:
+            if rows != 1 or sum(lengths) != columns or min(lengths, default=0) < 0:
                 raise ValueError(
                     f"lengths sum to {sum(lengths)} and inputs_embeds has the shape {tuple(inputs_embeds.shape)}; "
                     f"a packed batch is one row (1, {sum(lengths)}, {width})"
                 )
+        elif attention_mask is None:
+            lengths = [columns] * rows
         else:
-            shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
-            if attention_mask is None:
-                lengths = [shape[1]] * shape[0]
-            else:
-                real = attention_mask.bool()
-                host = (
-                    real
-                    if masked is None or num_visible is not None
-                    else torch.stack([real, real & ~masked.view(shape)])
-                )
-                counts = host.sum(-1).tolist()  # the one wait for the device of a padded batch
-                lengths = counts if host.ndim == 2 else counts[0]
-                if host.ndim == 3:
-                    num_visible = counts[1]
-                slots = _true_first(real.reshape(-1))[: sum(lengths)]
-                flat = flat.index_select(0, slots)
-                masked = None if masked is None else masked.index_select(0, slots)
-        return cls(flat, lengths, masked, _visible_counts(masked, lengths, num_visible), shape, slots)
+            real = attention_mask.bool().cpu().numpy()
+            lengths = [int(count) for count in real.sum(axis=1)]
+            slots = np.flatnonzero(real)
+            tokens = tokens.index_select(0, torch.from_numpy(slots).to(tokens.device))
+            masked = None if masked is None else masked[slots]
+        _check_mask(masked, lengths, num_visible)
+        return cls(tokens, list(lengths), masked, shape, slots)
 
-    @outside_graph
-    def split(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The rows of the full row that the encoder sees, [CLS] included, (V), and the masked ones, in order."""
-        hidden = torch.zeros(layout.size, dtype=torch.bool, device=self.tokens.device)
-        if self.masked is not None:
-            hidden = hidden.index_copy(0, layout.token_rows, self.masked)
-        # Sorting has a shape that is known beforehand; torch.nonzero would wait for the device.
-        rows = _true_first(~hidden)
-        kept = sum(self.num_visible) + len(self.lengths)
-        return rows[:kept], rows[kept:]
+    def plan(self, config: LVMAEConfig, *, everywhere: bool = False) -> Plan:
+        """Where everything lies, on the device of the tokens."""
+        # Powers of two, so that growing lengths are few numbers.
+        longest = max(config.max_segments, 1 << (max(self.lengths, default=1) - 1).bit_length())
+        squeeze_to = config.max_segments if config.long_sequences == "interpolate" else None
+        plan = make_plan(self.lengths, self.masked, everywhere=everywhere, longest=longest, squeeze_to=squeeze_to)
+        return plan.to(self.tokens.device)
 
-    @outside_graph
-    def with_cls(self, row: Tensor, layout: Layout) -> Tensor:
+    def with_cls(self, row: Tensor) -> Tensor:
         """(M,D) -> (B,S+1,D) or packed (1,M,D)."""
         if self.shape is None:
             return row[None]
         batch, places = self.shape
-        if self.slots is None:
-            return row.view(batch, places + 1, -1)
-        out = row.new_zeros(batch, places + 1, row.shape[1])
-        out[:, 0] = row.index_select(0, layout.cls_rows)
-        sequence = torch.div(self.slots, places, rounding_mode="floor")
-        flat = out.view(batch * (places + 1), -1)
-        flat = flat.index_copy(0, self.slots + sequence + 1, row.index_select(0, layout.token_rows))
-        return flat.view(batch, places + 1, -1)
+        counts = np.asarray(self.lengths)
+        cls_rows = np.concatenate([[0], np.cumsum(counts + 1)[:-1]])
+        target = np.empty(len(row), dtype=np.int64)
+        target[cls_rows] = np.arange(batch) * (places + 1)
+        target[np.delete(np.arange(len(row)), cls_rows)] = self.slots + self.slots // places + 1
+        out = row.new_zeros(batch * (places + 1), row.shape[1])
+        return out.index_copy(0, torch.from_numpy(target).to(row.device), row).view(batch, places + 1, -1)
 
-    @outside_graph
     def without_cls(self, predicted: Tensor, tokens: Tensor) -> Tensor:
         """Predictions (Q,D) of the tokens with these indices (Q) -> (B,S,D) or packed (1,N,D), zeros elsewhere."""
-        batch, places = self.shape or (1, len(self.tokens))
-        slots = tokens if self.slots is None else self.slots.index_select(0, tokens)
+        batch, places = self.shape or (1, len(self.slots))
+        slots = torch.from_numpy(self.slots).to(tokens.device).index_select(0, tokens)
         out = predicted.new_zeros(batch * places, predicted.shape[1])
         return out.index_copy(0, slots, predicted).view(batch, places, -1)
 
 
-def _true_first(flags: Tensor) -> Tensor:
-    """Indices of the True values, in order, then of the False ones, in order."""
-    return torch.argsort(flags.logical_not().to(torch.uint8), stable=True)
-
-
-def _visible_counts(masked: Tensor | None, lengths: list[int], num_visible: Sequence[int] | None) -> list[int]:
-    """Visible segments of each sequence (B), on the host, checked against the mask."""
+def _check_mask(masked: Flags | None, lengths: Sequence[int], num_visible: Sequence[int] | None) -> None:
     if masked is None:
-        return list(lengths)
-    if num_visible is None or masked.device.type == "cpu":
-        totals = np.concatenate([[0], np.cumsum((~masked).cpu().numpy())])
-        starts = starts_of(lengths)
-        counted: list[int] = (totals[starts[1:]] - totals[starts[:-1]]).tolist()
-        if num_visible is not None and list(num_visible) != counted:
-            raise ValueError(
-                f"num_visible is {list(num_visible)} and bool_masked_pos leaves {counted} segments visible"
-            )
-    else:
-        counted = [int(count) for count in num_visible]
-        # Checked on the device without waiting for it: a wrong count would let sequences see each other.
-        sequence = to_device(np.repeat(np.arange(len(lengths)), lengths), masked.device)
-        found = torch.zeros(len(lengths), dtype=torch.int64, device=masked.device)
-        found = found.index_add_(0, sequence, (~masked).long())
-        given = to_device(np.asarray(counted, dtype=np.int64), masked.device)
-        torch._assert_async((found == given).all(), "num_visible does not fit bool_masked_pos")
-    if sum(counted) == sum(lengths):
+        return
+    ends = np.cumsum(lengths)
+    totals = np.concatenate([[0], np.cumsum(~masked)])
+    counted = (totals[ends] - totals[ends - np.asarray(lengths)]).tolist()
+    if num_visible is not None and list(num_visible) != counted:
+        raise ValueError(f"num_visible is {list(num_visible)} and bool_masked_pos leaves {counted} segments visible")
+    if not masked.any():
         raise ValueError(
             "bool_masked_pos masks nothing, so there is nothing to predict; mask at least one segment a batch"
         )
-    return counted
+
+
+def _starts_of(lengths: Sequence[int]) -> Indices:
+    """Where each sequence starts in the row, and where the row ends: (B+1,)."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -224,7 +139,7 @@ class Windows:
     sizes: list[int]  # tokens of each window
     source: Indices  # index of each window token in the packed tokens
     target: Indices  # row each window row is added to in the full row
-    weight: np.ndarray[Any, np.dtype[np.float32]]  # how much of it; the weights of a row sum to 1
+    weight: NDArray[np.float32]  # how much of it; the weights of a row sum to 1
 
     @classmethod
     def of(cls, lengths: Sequence[int], size: int) -> Windows:
@@ -232,8 +147,8 @@ class Windows:
         sizes: list[int] = []
         source: list[Indices] = []
         target: list[Indices] = []
-        weight: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-        token_starts, row_starts = starts_of(lengths), starts_of([length + 1 for length in lengths])
+        weight: list[NDArray[np.float64]] = []
+        token_starts, row_starts = _starts_of(lengths), _starts_of([length + 1 for length in lengths])
         step = max(1, size // 2)
         for b, length in enumerate(lengths):
             starts = [0] if length <= size else [*range(0, length - size, step), length - size]
@@ -252,7 +167,7 @@ class Windows:
 
     def slices(self, tokens: int) -> Iterator[Windows]:
         """Runs of windows of at most `tokens` tokens, or of one window."""
-        starts = starts_of(self.sizes)
+        starts = _starts_of(self.sizes)
         first = 0
         while first < len(self.sizes):
             last = max(first + 1, int(np.searchsorted(starts, starts[first] + tokens, side="right")) - 1)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def sincos_positions(positions: Tensor, width: int) -> Tensor:
-    """Position embeddings of any real-valued places: (N) -> (N,width) float32, on the CPU."""
+    """Position embeddings of any real-valued places: (N) -> (N,width) float32, where the places are."""
     # In float64: at place 17,280 an angle in float32 is off by a thousandth.
-    rates = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angles = positions.to("cpu", torch.float64)[:, None] * rates
+    at = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
+    angles = positions.to(torch.float64)[:, None] * 10000.0 ** (-at / (width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
@@ -23,3 +23,12 @@ def position_table(count: int, width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         table = sincos_positions(torch.arange(count), width)
         return torch.cat([table.new_zeros(1, width), table]).to(device)
+
+
+def row_positions(places: Tensor, longest: int, width: int) -> Tensor:
+    """Of rows at these places of a `Plan`, [CLS] first: (M) -> (M,width) float32."""
+    if places.is_floating_point():  # squeezed: no table has them
+        return sincos_positions(places - 1, width) * (places > 0)[:, None]
+    # Powers of two, so that growing lengths make few tables.
+    count = 1 << max(0, longest - 2).bit_length()
+    return position_table(count, width, places.device).index_select(0, places)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, TorchDynamoPlugin, send_to_device
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -37,6 +37,7 @@ from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.model.objectives import read_options
 from lvmae.pretraining.accelerate_state import own_accelerate_state
 from lvmae.pretraining.best import Best
+from lvmae.pretraining.captured import one_ahead
 from lvmae.pretraining.card import draw_curves, model_card, verdict
 from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
@@ -44,6 +45,7 @@ from lvmae.pretraining.optimisation import adamw, learning_rate
 from lvmae.pretraining.run_folder import RunFolder, read_metrics
 from lvmae.pretraining.split import Ids
 from lvmae.pretraining.starting import Start
+from lvmae.pretraining.step import Step
 from lvmae.pretraining.validation import AT_DISTANCE, BEYOND_MEAN, Validation
 from lvmae.pretraining.watch_labels import WatchLabels, read_watch_labels
 from lvmae.pretraining.watching import LABELLED, UNLABELLED, Watch, what_to_try
@@ -56,6 +58,8 @@ from lvmae.store import EmbeddingStore, Manifest
 log = logging.getLogger(__name__)
 
 _ONE_THREAD_WIDTH = 512  # measured at 384: 10.5 s with one thread, 12.4 s with two
+
+_DEVICE_SHARE = 0.4  # of the device's free memory, at most, for the embeddings
 
 _DRAW_SECONDS = 60.0  # between drawings of the curves, which is slow beside a short run
 
@@ -103,7 +107,8 @@ def pretrain(
         InputError: settings, stores or folder do not go together. WorkError: the training failed; what was done is kept.
         Stopped: SIGINT or SIGTERM; a checkpoint was written.
     """
-    chosen = recipes.named(recipe).with_settings(settings)
+    folder = RunFolder(Path(out).expanduser())
+    chosen = recipes.named(recipe).with_settings(settings).as_begun(folder.recipe, settings)
     recipes.check_trust(recipe, chosen, settings)
     stores = _open(store)
     data = TrainingData(stores, chosen, only=only, exclude=exclude)
@@ -122,7 +127,6 @@ def pretrain(
     labels = None if watch is None else read_watch_labels(Path(watch), data.validation_ids)
     if labels is not None and (chosen.best_by or "") in LABELLED:
         description["watch"] = labels.digest  # other labels would make another run
-    folder = RunFolder(Path(out).expanduser())
     longer = folder.check(description, resume=resume, resolve=resolve)
     if (final := folder.finished) is not None and not longer:
         log.info("%s is finished, after %d steps: there is nothing to do. %s", out, final["step"], verdict(final))
@@ -214,6 +218,8 @@ class _Training:
         model.train()
         optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.table = data.table(accelerator.device) if self._table_fits() else None
+        self.compute = Step(accelerator, self.model, self.optimizer, recipe, self.table)
         self.validation: Validation | None = None
         self.watch: Watch | None = None
         if data.validation:
@@ -249,12 +255,27 @@ class _Training:
         for record in read_metrics(self.folder.path):  # of what is resumed
             self.best.see(record)
         saved_at = time.monotonic()
-        batches = self.data.batches(step, self.accelerator.process_index, self.world, self.accelerator.device)
-        with self._bar(step) as bar, _requests_to_stop() as stop, contextlib.closing(batches) as micro_batches:
+        device = self.accelerator.device
+        batches = self.data.batches(
+            step,
+            self.accelerator.process_index,
+            self.world,
+            device,
+            filled_up=self.compute.compiled,
+            as_rows=self.table is not None,
+        )
+        with (
+            self._bar(step) as bar,
+            _requests_to_stop() as stop,
+            contextlib.closing(one_ahead(batches, device)) as micro_batches,
+        ):
+            first = step
             while step < self.total_steps and not self.best.stopping:
                 self._step(step, [next(micro_batches) for _ in range(self.recipe.accumulation)])
                 step += 1
                 if bar is not None:
+                    if step == first + 1:
+                        bar.unpause()  # what is compiled and recorded at the first step says nothing about the others
                     bar.update(self.data.videos_in(step - 1))
                 epoch_done = step % self.data.steps_per_epoch == 0
                 look = epoch_done or step % self.recipe.log_every == 0
@@ -348,28 +369,19 @@ class _Training:
     def _step(self, step: int, micro_batches: Sequence[MicroBatch]) -> None:
         """One optimiser step on this process's share of a batch."""
         lr = self._learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        masked = torch.tensor(float(sum(micro.masked for micro in micro_batches)), device=self.accelerator.device)
-        if self.world > 1:
-            masked = self.accelerator.reduce(masked, "sum")
-        loss = torch.zeros((), device=self.accelerator.device)
-        for k, micro in enumerate(micro_batches):
-            last = k == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(**send_to_device(micro.inputs, self.accelerator.device, non_blocking=True))
-                # The batch's loss is a mean over all its masked tokens, so each part counts by its share of them; processes
-                # are then averaged, hence the factor.
-                part = output.loss * (micro.masked / masked)
-                self.accelerator.backward(part * self.world)
-                loss += part.detach()
-        norm = None
-        if self.recipe.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        loss, norm = self.compute(micro_batches, lr)
         self.objective.after_step(self.accelerator.unwrap_model(self.model))
         self.recorded.append(_Recorded(step + 1, lr, loss, norm))
+
+    def _table_fits(self) -> bool:
+        """Whether the embeddings lie on the device during the run."""
+        size, device = self.data.table_bytes, self.accelerator.device
+        if self.recipe.data != "auto":
+            return self.recipe.data == "device"
+        fits = device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+        if self.main and device.type == "cuda":
+            log.info("The embeddings, %.2f GB, stay on the %s.", size / 1e9, "GPU" if fits else "host")
+        return fits
 
     def _record(self) -> None:
         """Writes the steps since the last call. Raises WorkError where a loss is not finite."""
@@ -567,9 +579,6 @@ def _accelerator(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
             mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
             # The loop shares batches out itself; a launcher's accumulation setting would scale the loss a second time.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True, use_regional_compilation=True)
-            if recipe.compile
-            else None,
             log_with=list(recipe.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         )

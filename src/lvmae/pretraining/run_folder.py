@@ -81,6 +81,15 @@ class RunFolder:
         return bool(finished) and epochs != wanted
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that the run was begun with, as it is written; empty where there is none that can be read."""
+        try:
+            written = json.loads((self.path / _RECIPE).read_text())["recipe"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+        return written if isinstance(written, dict) else {}
+
+    @property
     def finished(self) -> dict[str, Any] | None:
         """The last line of the curves where it says that the run is finished."""
         records = read_metrics(self.path)

@@ -12,12 +12,14 @@ _WHERE = {
     "Window": "dataset",
     "WindowDataset": "dataset",
     "collate_packed": "batches",
+    "dealt_batches": "batches",
     "epoch_batches": "batches",
     "interpolate_visible": "floors",
     "mask_names": "masks",
     "mask_segments": "masking",
     "mean_of_visible": "floors",
     "pad": "batches",
+    "parts_of": "batches",
     "shortest_maskable": "masking",
     "split_videos": "dataset",
     "token_batches": "batches",
@@ -25,7 +27,15 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
-    from lvmae.sequences.batches import collate_packed, epoch_batches, pad, token_batches, unpad
+    from lvmae.sequences.batches import (
+        collate_packed,
+        dealt_batches,
+        epoch_batches,
+        pad,
+        parts_of,
+        token_batches,
+        unpad,
+    )
     from lvmae.sequences.dataset import DurationSampling, SegmentTimes, Window, WindowDataset, split_videos
     from lvmae.sequences.floors import interpolate_visible, mean_of_visible
     from lvmae.sequences.masking import mask_segments, shortest_maskable
@@ -38,12 +48,14 @@ __all__ = [
     "Window",
     "WindowDataset",
     "collate_packed",
+    "dealt_batches",
     "epoch_batches",
     "interpolate_visible",
     "mask_names",
     "mask_segments",
     "mean_of_visible",
     "pad",
+    "parts_of",
     "shortest_maskable",
     "split_videos",
     "token_batches",

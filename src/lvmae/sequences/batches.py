@@ -6,6 +6,7 @@ Python integers: what is planned from them needs no copy from the device. Price:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,50 @@ def epoch_batches(count: int, epoch: int, seed: int, batch_size: int) -> list[li
     """
     order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
     return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+
+
+def dealt_batches(lengths: np.ndarray, epoch: int, seed: int, batch_size: int) -> list[list[int]]:
+    """The items of an epoch in batches of nearly the same number of tokens, drawn from (seed, epoch), each item once.
+
+    The items, by length, are cut into `batch_size` bands; each batch has one of each band. Most bands are dealt at random. The
+    last few give their longest to the batches that have the fewest tokens so far, which evens out what chance has left. What
+    does not fill a batch, drawn evenly over the lengths, is a smaller last one. Items of a batch come longest first.
+
+    Args:
+        lengths: (n,) tokens of each item.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    count = len(lengths) // batch_size
+    # Items of one length in random order, or the same would always meet.
+    order = np.lexsort((generator.permutation(len(lengths)), -lengths))
+    last = len(lengths) - count * batch_size
+    left = np.array(
+        [generator.choice(part) for part in np.array_split(np.arange(len(lengths)), last)] if last else [], int
+    )
+    bands = np.delete(order, left).reshape(batch_size, count)
+    dealt = np.empty((count, batch_size), dtype=np.int64)
+    tokens = np.zeros(count, dtype=np.int64)
+    even = math.ceil(math.sqrt(batch_size))
+    for turn, band in enumerate(generator.permutation(batch_size).tolist()):
+        items = bands[band]
+        if turn < batch_size - even:
+            items = generator.permutation(items)
+        else:
+            items = items[np.argsort(np.argsort(tokens, kind="stable"), kind="stable")]
+        dealt[:, band] = items
+        tokens += lengths[items]
+    batches: list[list[int]] = generator.permutation(dealt).tolist()
+    return [*batches, order[left].tolist()] if last else batches
+
+
+def parts_of(batch: Sequence[int], parts: int) -> list[list[int]]:
+    """A batch, longest first, dealt to and fro to so many parts: alike in number and in tokens."""
+    rounds = [batch[i : i + parts] for i in range(0, len(batch), parts)]
+    hands: list[list[int]] = [[] for _ in range(parts)]
+    for number, cards in enumerate(rounds):
+        for card, hand in zip(cards, hands if number % 2 == 0 else reversed(hands), strict=False):
+            hand.append(card)
+    return hands
 
 
 def token_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int) -> list[list[int]]:

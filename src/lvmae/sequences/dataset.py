@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from lvmae.errors import InputError
-from lvmae.sequences.masking import mask_segments, shortest_maskable
-from lvmae.sequences.masks import check_mask
+from lvmae.sequences.masking import Unread, count_visible, mask_segments, shortest_maskable
+from lvmae.sequences.masks import STRATEGIES, check_mask
 from lvmae.store import EmbeddingStore, l2_normalize
 
-# Validation draws from an epoch that training never reaches.
+# Validation draws from an epoch that training never reaches; an epoch's windows and masks from items that it never has.
 _VALIDATION = 2**31
+_WINDOWS, _MASKS = 2**31 + 1, 2**31 + 2
+_STRIDE = 1 << 32  # numbers of the epoch's stream that each item has for its mask
 
 _FORGIVEN = 1e-6  # of a segment: lengths in seconds are sums of binary fractions
 
@@ -36,6 +39,16 @@ class Window:
     """Place of the video, counted through all stores."""
     start: int
     """First segment of the window."""
+
+
+class Drawn(NamedTuple):
+    """Where a window lies, and the generator of its mask, to be used before the next window is drawn."""
+
+    store: int
+    video: int
+    start: int
+    length: int
+    generator: np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -59,18 +72,25 @@ class DurationSampling:
         stride: float | None = None,
     ) -> tuple[int, int]:
         """Start and length, in segments, of a window in a video of `available` segments of `seconds`, one every `stride`."""
-        rule = SegmentTimes(seconds, stride or seconds)
-        longest = rule.seconds_of(self.max_segments)
+        starts, lengths = self.draw_all(
+            np.array([available]), SegmentTimes(seconds, stride or seconds), shortest, generator
+        )
+        return int(starts[0]), int(lengths[0])
+
+    def draw_all(
+        self, available: np.ndarray, times: SegmentTimes, shortest: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and lengths, (V,) each, of a window in each of V videos, (V,) segments long."""
+        longest = times.seconds_of(self.max_segments)
         if self.max_seconds is not None:
             longest = min(longest, self.max_seconds)
         least = min(self.min_seconds, longest)
-        drawn = round(rule.segments_in(generator.uniform(least, longest)))
+        drawn = np.rint(times.segments_in(generator.uniform(least, longest, size=len(available)))).astype(np.int64)
         # Rounding must not leave [least, longest].
-        drawn = min(
-            max(drawn, math.ceil(rule.segments_in(least) - _FORGIVEN)), int(rule.segments_in(longest) + _FORGIVEN)
-        )
-        length = min(max(drawn, shortest), available)
-        return int(generator.integers(available - length + 1)), length
+        fewest, most = math.ceil(times.segments_in(least) - _FORGIVEN), int(times.segments_in(longest) + _FORGIVEN)
+        drawn = np.minimum(np.maximum(drawn, fewest), most)
+        lengths = np.minimum(np.maximum(drawn, shortest), available)
+        return generator.integers(available - lengths + 1), lengths
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ class SegmentTimes:
         """The seconds from the start of the first to the end of the last of so many consecutive segments."""
         return self.seconds + (segments - 1) * self.stride
 
-    def segments_in(self, seconds: float) -> float:
+    def segments_in(self, seconds: Any) -> Any:
         """The inverse of `seconds_of`: a fraction where the time holds no whole number of them."""
         if self.stride == self.seconds:
             return seconds / self.seconds
@@ -110,6 +130,8 @@ class WindowDataset(Dataset[Window]):
         seed: everything is drawn from (seed, epoch, i).
         videos: for each store, which of its videos take part; all by default.
         weights: for each store, its share of an epoch's windows; by default every video comes once an epoch.
+        draws: "epoch", one generator for all windows of an epoch and one for their masks; "window", a generator for each, as
+            older versions did, which costs most of the time.
 
     Raises:
         InputError: stores of different spaces, or no video long enough to mask.
@@ -126,6 +148,7 @@ class WindowDataset(Dataset[Window]):
         seed: int = 0,
         videos: Sequence[np.ndarray] | None = None,
         weights: Sequence[float] | None = None,
+        draws: str = "epoch",
     ) -> None:
         for store in stores[1:]:
             if (store.space_id, store.dim) != (stores[0].space_id, stores[0].dim):
@@ -155,7 +178,10 @@ class WindowDataset(Dataset[Window]):
                 "masked; use longer videos or shorter segments"
             )
         self._epoch = 0
+        self.draws = draws
         self._plan: tuple[int, np.ndarray] | None = None
+        self._windows: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._masks: tuple[int, np.random.PCG64, Any] | None = None
 
     def __len__(self) -> int:
         return sum(len(places) for places in self._eligible)
@@ -191,17 +217,76 @@ class WindowDataset(Dataset[Window]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> Window:
         epoch, place = item if isinstance(item, tuple) else (self._epoch, item)
-        number, video = self._planned(epoch)[place]
-        return self._window(int(number), int(video), np.random.default_rng([self.seed, epoch, place]))
+        drawn = self.draw(epoch, place)
+        return self._window(drawn, self.masked(drawn))
 
-    def _window(self, number: int, video: int, generator: np.random.Generator) -> Window:
-        store = self.stores[number]
-        times = self._times[number]
-        start, length = self.sampling.draw(
-            int(store.lengths[video]), times.seconds, self.shortest, generator, stride=times.stride
-        )
-        embeddings = l2_normalize(store.embeddings(video, start, start + length))
-        masked = mask_segments(self.mask, embeddings, self.mask_ratio, generator, temperature=self.temperature)
+    def draw(self, epoch: int, place: int) -> Drawn:
+        """Where a window of an epoch lies; nothing of it is read."""
+        number, video = self._planned(epoch)[place].tolist()
+        if self.draws == "window":
+            return self._draw_alone(number, video, np.random.default_rng([self.seed, epoch, place]))
+        starts, lengths = self._drawn(epoch)
+        return Drawn(number, video, int(starts[place]), int(lengths[place]), self._mask_generator(epoch, place))
+
+    def lengths(self, epoch: int, places: Sequence[int] | None = None) -> np.ndarray:
+        """(n,) segments of the windows of an epoch, or of some of them."""
+        if self.draws == "window":
+            every = range(len(self)) if places is None else places
+            return np.array([self.draw(epoch, place).length for place in every], dtype=np.int64)
+        return self._drawn(epoch)[1] if places is None else self._drawn(epoch)[1][list(places)]
+
+    def masked(self, drawn: Drawn) -> np.ndarray:
+        """(L,) which segments of a window are masked, True is masked.
+
+        Raises:
+            InputError: a mask of the user's own hides another number than the ratio says.
+        """
+        store, (_, video, start, length, generator) = self.stores[drawn.store], drawn
+        seen: np.ndarray | Unread
+        if self.draws == "epoch" and self.mask in STRATEGIES:
+            first = int(store.first_rows[video]) + start
+            seen = Unread(store.similarity_to_previous[first + 1 : first + length])
+        else:
+            seen = l2_normalize(store.embeddings(video, start, start + length))
+        masked = mask_segments(self.mask, seen, self.mask_ratio, generator, temperature=self.temperature)
+        if (found := int(masked.sum())) != (wanted := length - count_visible(length, self.mask_ratio)):
+            raise InputError(
+                f"the mask {self.mask!r} hides {found} of {length} segments; of the ratio {self.mask_ratio} it has to hide {wanted}"
+            )
+        return masked
+
+    def _drawn(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and lengths of all windows of an epoch, (items,) each."""
+        if self._windows is None or self._windows[0] != epoch:
+            generator = np.random.default_rng([self.seed, epoch, _WINDOWS])
+            plan = self._planned(epoch)
+            drawn = [
+                self.sampling.draw_all(store.lengths[plan[plan[:, 0] == number, 1]], times, self.shortest, generator)
+                for number, (store, times) in enumerate(zip(self.stores, self._times, strict=True))
+            ]
+            starts, lengths = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+            self._windows = epoch, starts, lengths
+        return self._windows[1:]
+
+    def _mask_generator(self, epoch: int, place: int) -> np.random.Generator:
+        """The generator of an epoch's masks, where the numbers of an item begin: a jump costs less than a new generator."""
+        if self._masks is None or self._masks[0] != epoch:
+            bits = np.random.PCG64([self.seed, epoch, _MASKS])
+            self._masks = epoch, bits, bits.state
+        _, bits, state = self._masks
+        bits.state = state
+        return np.random.Generator(bits.advance(place * _STRIDE))
+
+    def _draw_alone(self, number: int, video: int, generator: np.random.Generator) -> Drawn:
+        available = self.stores[number].lengths[[video]]
+        starts, lengths = self.sampling.draw_all(available, self._times[number], self.shortest, generator)
+        return Drawn(number, video, int(starts[0]), int(lengths[0]), generator)
+
+    def _window(self, drawn: Drawn, masked: np.ndarray | None = None) -> Window:
+        number, video, start, length, generator = drawn
+        embeddings = l2_normalize(self.stores[number].embeddings(video, start, start + length))
+        if masked is None:
+            masked = mask_segments(self.mask, embeddings, self.mask_ratio, generator, temperature=self.temperature)
         return Window(embeddings, masked, int(self._firsts[number]) + video, start)
 
     def fixed_windows(self, most: int | None = None) -> list[Window]:
@@ -213,7 +298,9 @@ class WindowDataset(Dataset[Window]):
         if most is not None and most < len(places):
             places = [places[i] for i in np.linspace(0, len(places) - 1, most).round().astype(int)]
         return [
-            self._window(number, video, np.random.default_rng([self.seed, _VALIDATION, number, video]))
+            self._window(
+                self._draw_alone(number, video, np.random.default_rng([self.seed, _VALIDATION, number, video]))
+            )
             for number, video in places
         ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -44,8 +45,21 @@ def shortest_maskable(ratio: float) -> int:
     return max(2, math.ceil(1 / _visible_share(ratio)))
 
 
-def similarity_to_previous(embeddings: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Unread:
+    """All that the masks here look at of embeddings, so that these need not be read: how many, and their similarities."""
+
+    similarity_to_previous: np.ndarray
+    """(L - 1,)"""
+
+    def __len__(self) -> int:
+        return len(self.similarity_to_previous) + 1
+
+
+def similarity_to_previous(embeddings: np.ndarray | Unread) -> np.ndarray:
     """(L, D) unit vectors -> (L - 1,) cosine of segments 1..L-1 with the segment before."""
+    if isinstance(embeddings, Unread):
+        return embeddings.similarity_to_previous
     cosine: np.ndarray = np.einsum("ld,ld->l", embeddings[1:], embeddings[:-1])
     return cosine
 
@@ -113,13 +127,13 @@ def sampled_semantic_mask(
 
 def mask_segments(
     strategy: str,
-    embeddings: np.ndarray,
+    embeddings: np.ndarray | Unread,
     ratio: float,
     generator: np.random.Generator,
     *,
     temperature: float | None = None,
 ) -> np.ndarray:
-    """(L, D) L2-normalised -> (L,) bool by the strategy's name.
+    """(L, D) L2-normalised, unread for `STRATEGIES` alone -> (L,) bool by the strategy's name.
 
     Raises:
         InputError: there is no such strategy, it takes no temperature and is given one, or what it gives is no mask.

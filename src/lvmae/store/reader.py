@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,18 +113,14 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return [shard for shard in self._folder.shards("data") if all(entry.rows for entry in shard.entries)]
 
     def _map(self, shard: Shard) -> _Shard:
-        local = self._folder.local
-        key = hashlib.sha256(
-            f"{self._folder.cached_as}\0{shard.name}\0{shard.size}\0{shard.changed}".encode()
-        ).hexdigest()
-        copy = cached(
-            "stores",
-            f"{key[:32]}.arrow",
-            lambda path: self._write_arrow(shard, path),
-            of=self._folder.cached_as,
-            source=local / shard.path if local else None,
-        )
+        copy = self._cached("stores", "arrow", shard, lambda path: self._write_arrow(shard, path))
         return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard)
+
+    def _cached(self, kind: str, ending: str, shard: Shard, make: Callable[[Path], None]) -> Path:
+        """What is made of a shard, in the cache."""
+        local, of = self._folder.local, self._folder.cached_as
+        key = hashlib.sha256(f"{of}\0{shard.name}\0{shard.size}\0{shard.changed}".encode()).hexdigest()[:32]
+        return cached(kind, f"{key}.{ending}", make, of=of, source=local / shard.path if local else None)
 
     def _write_arrow(self, shard: Shard, path: Path) -> None:
         table = self._folder.table(shard).combine_chunks()
@@ -188,6 +185,33 @@ class EmbeddingStore(Sequence[VideoRecord]):
         lengths = [np.diff(shard.offsets) for shard in self._shards] or [np.empty(0)]
         in_order: np.ndarray = np.concatenate(lengths).astype(np.int64)[self._order]
         return in_order
+
+    @cached_property
+    def first_rows(self) -> np.ndarray:
+        """(V,) where each video's segments begin among all segments, in the order of `blocks`."""
+        firsts, rows = [np.empty(0, np.int64)], 0
+        for shard in self._shards:
+            firsts.append(rows + shard.offsets[:-1].astype(np.int64))
+            rows += len(shard.values)
+        in_order: np.ndarray = np.concatenate(firsts)[self._order]
+        return in_order
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        """All segments as they lie on disk, (n, D) float16 each: views on the memory maps."""
+        return [shard.values for shard in self._shards]
+
+    @cached_property
+    def similarity_to_previous(self) -> np.ndarray:
+        """(segments,) float32, in the order of `blocks`: each segment's cosine with the one before; without meaning for a first.
+
+        Computed once a store and kept in the cache, 4 bytes a segment.
+        """
+        parts = [np.empty(0, np.float32)]
+        for shard, values in zip(self._listed, self.blocks, strict=True):
+            copy = self._cached("similarities", "npy", shard, functools.partial(_write_similarities, values))
+            parts.append(np.load(copy))
+        return np.concatenate(parts)
 
     @cached_property
     def durations(self) -> np.ndarray:
@@ -357,3 +381,15 @@ class EmbeddingStore(Sequence[VideoRecord]):
 def _identity_names(schema: pa.Schema) -> list[str]:
     """Those of the identity's columns that a shard has: they came later than the format."""
     return [name for name, _ in IDENTITY_COLUMNS if name in schema.names]
+
+
+_CHUNK = 16384  # segments whose similarities are computed at once
+
+
+def _write_similarities(values: np.ndarray, path: Path) -> None:
+    found = np.zeros(len(values), np.float32)
+    for first in range(0, len(values), _CHUNK):
+        rows = l2_normalize(values[max(0, first - 1) : first + _CHUNK])
+        found[max(1, first) : first + _CHUNK] = np.einsum("ld,ld->l", rows[1:], rows[:-1])
+    with path.open("wb") as file:
+        np.save(file, found)
