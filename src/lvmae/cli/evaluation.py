@@ -13,7 +13,7 @@ from lvmae.cli.command import command_of, show
 from lvmae.errors import InputError
 
 if TYPE_CHECKING:
-    from lvmae.evaluation import FamilyResult, ProbeTable
+    from lvmae.evaluation import FamilyResult, ProbeTable, SavedProbe, SpanTable
 
 _FORM_OF = {".json": "json", ".md": "markdown", ".tex": "latex", ".txt": "text", ".csv": "csv"}
 
@@ -33,7 +33,8 @@ def add_probe(commands: Any) -> None:
     asked = command.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--labels",
-        help="CSV, TSV, JSONL or Parquet with the columns id, label (a|b for several) and, if the split is fixed, split",
+        help="CSV, TSV, JSONL or Parquet with the columns id, label (a|b for several) and, if the split is fixed, split; with "
+        "start and end (seconds) too, its labels are on spans of time",
     )
     asked.add_argument(
         "--task",
@@ -107,6 +108,11 @@ def add_probe(commands: Any) -> None:
         "--predictions", metavar="FILE", help="every test video's label, answer and scores, as .csv or .parquet"
     )
     command.add_argument(
+        "--detect",
+        action="store_true",
+        help="of labels on spans: also find spans, judged by mAP at overlaps of 0.3 to 0.7",
+    )
+    command.add_argument(
         "--save",
         metavar="PROBE",
         help="keep a linear probe, fitted to all labels but those of a fixed test split, for `lvmae predict` and `suggest`",
@@ -154,8 +160,12 @@ def _family_parts(task: str) -> tuple[str, ...]:
 
 def _save(arguments: argparse.Namespace) -> str:
     """Keeps a probe; what is to be said of it."""
-    from lvmae.evaluation import fit_probe, load_task
+    from lvmae.evaluation import fit_probe, fit_span_probe, load_task
+    from lvmae.evaluation.labels import is_on_spans
 
+    if arguments.labels and is_on_spans(arguments.labels):
+        saved = fit_span_probe(arguments.features, arguments.labels, class_weight=arguments.class_weight)
+        return _kept(saved, arguments.save)
     labels = load_task(arguments.task, arguments.annotations) if arguments.task else arguments.labels
     saved = fit_probe(
         arguments.features,
@@ -165,10 +175,14 @@ def _save(arguments: argparse.Namespace) -> str:
         class_weight=arguments.class_weight,
         group=arguments.group,
     )
-    saved.save(arguments.save)
+    return _kept(saved, arguments.save)
+
+
+def _kept(saved: SavedProbe, path: str) -> str:
+    saved.save(path)
     metric, score = saved.agreement or ("", 0.0)
     return (
-        f"kept {arguments.save}: linear, on the {saved.readout}, fitted to {len(saved.labelled)} videos; "
+        f"kept {path}: linear, on the {saved.readout}, fitted to {len(saved.labelled)} videos; "
         f"{metric} in cross-validation {score:.4g}"
     )
 
@@ -178,9 +192,42 @@ def _suffix(path: str | None, known: Collection[str], option: str) -> None:
         raise InputError(f"{option} {path}: its suffix says what is written; choose {', '.join(known)}")
 
 
-def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult:
-    from lvmae.evaluation import family_of, load_task, probe, probe_family
+def _refuse_beside_spans(arguments: argparse.Namespace) -> None:
+    """Labels on spans are read by a linear probe of segments' tokens: what chooses another one would do nothing."""
+    given = {
+        "--kind": arguments.kind,
+        "--group": arguments.group,
+        "--readout": arguments.readout,
+        "--baseline": arguments.baseline,
+        "--standardize": arguments.standardize,
+        "--label-fraction": arguments.label_fraction,
+        "--predictions": arguments.predictions,
+        "--run": arguments.run,
+        "--protocol paper": arguments.protocol == "paper",
+        "--probe": [name for name in arguments.probe or () if name != "linear"],
+    }
+    wrong = [option for option, value in given.items() if value]
+    if wrong:
+        raise InputError(f"{wrong[0]} goes with labels of whole videos; {arguments.labels} labels spans of time")
 
+
+def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult | SpanTable:
+    from lvmae.evaluation import family_of, load_task, probe, probe_family, probe_spans
+    from lvmae.evaluation.labels import is_on_spans
+
+    on_spans = bool(arguments.labels) and is_on_spans(arguments.labels)
+    if arguments.detect and not on_spans:
+        raise InputError("--detect goes with labels on spans of time, a table of id, start, end and label")
+    if on_spans:
+        _refuse_beside_spans(arguments)
+        return probe_spans(
+            arguments.features,
+            arguments.labels,
+            raw=arguments.raw,
+            detect=arguments.detect,
+            seeds=arguments.seeds,
+            class_weight=arguments.class_weight,
+        )
     probes = arguments.probe
     if arguments.standardize or arguments.baseline:
         from lvmae.evaluation.settings import PROBES_OF
@@ -209,7 +256,7 @@ def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult:
     return probe(arguments.features, arguments.labels, kind=arguments.kind, group=arguments.group, **options)
 
 
-def _write(result: ProbeTable | FamilyResult, arguments: argparse.Namespace) -> list[str]:
+def _write(result: ProbeTable | FamilyResult | SpanTable, arguments: argparse.Namespace) -> list[str]:
     """Writes all that was asked for, before anything is printed; what is to be said of it."""
     from lvmae.evaluation.tables import missing_csv, write_predictions
 

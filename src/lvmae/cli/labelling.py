@@ -53,14 +53,21 @@ def add_suggest(commands: Any) -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> int:
-    from lvmae.evaluation import predict
+    from lvmae.evaluation import SavedProbe, predict, predict_spans
+    from lvmae.evaluation.saved import SEGMENTS
     from lvmae.files.tables import write_parquet_rows
     from lvmae.files.writing import write_json, write_text
 
     if arguments.out and Path(arguments.out).suffix.lower() not in _SUFFIXES:
         raise InputError(f"--out {arguments.out}: its suffix says what is written; choose {', '.join(_SUFFIXES)}")
-    found = predict(arguments.probe, arguments.store)
-    records = found.records()
+    saved = SavedProbe.load(arguments.probe)
+    failed: tuple[str, ...] = ()
+    if saved.of == SEGMENTS:
+        spans = predict_spans(saved, arguments.store)
+        records = [{"id": s.video, "start": s.start, "end": s.end, "label": s.label, "score": s.score} for s in spans]
+    else:
+        found = predict(saved, arguments.store)
+        records, failed = found.records(), found.failed
     if not arguments.out:
         show(_csv(records))
     elif arguments.out.lower().endswith(".json"):
@@ -70,10 +77,8 @@ def _run_predict(arguments: argparse.Namespace) -> int:
         write_parquet_rows(arguments.out, records, columns)
     else:
         write_text(arguments.out, _csv(records) + "\n")
-    if found.failed:
-        say(
-            f"{len(found.failed)} videos have values that are not finite and are left out: {', '.join(found.failed[:5])}"
-        )
+    if failed:
+        say(f"{len(failed)} videos have values that are not finite and are left out: {', '.join(failed[:5])}")
     if arguments.out:
         say(f"{len(records)} rows: {arguments.out}")
     return 0

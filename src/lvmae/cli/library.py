@@ -161,6 +161,11 @@ def add_timeline(commands: Any) -> None:
     command.add_argument("store")
     command.add_argument("video", help="its id; `lvmae inspect store` shows some")
     command.add_argument("--out", metavar="FILE", help="ends in .vtt, .json, .txt or .png")
+    command.add_argument(
+        "--spans",
+        metavar="FILE",
+        help="show these spans too: a table of id, start, end, label, as `lvmae predict` writes it",
+    )
     number = command.add_mutually_exclusive_group()
     number.add_argument("--chapters", type=int, metavar="N", help="exactly so many")
     number.add_argument(
@@ -172,11 +177,19 @@ def add_timeline(commands: Any) -> None:
 
 
 def _run_timeline(arguments: argparse.Namespace) -> int:
+    from lvmae.files.table_files import read_table
     from lvmae.library.chapters import check_format, timeline
+    from lvmae.library.spans import spans_of
 
     if arguments.out:
         check_format(arguments.out)
+    spans = []
+    if arguments.spans:
+        if (arguments.out or "").lower().endswith(".vtt"):
+            raise InputError("chapters in WebVTT have no place for spans; write .json, .txt or .png")
+        spans = [span for span, _ in spans_of(read_table(arguments.spans), arguments.spans)]
     found = timeline(arguments.store, arguments.video, chapters=arguments.chapters, min_seconds=arguments.min_seconds)
+    found = found.with_spans(spans)
     if arguments.out:
         found.save(arguments.out)
         print(f"{arguments.out}: {len(found.chapters)} chapters")

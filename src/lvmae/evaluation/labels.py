@@ -28,9 +28,9 @@ from lvmae.evaluation.matching import match_ids
 from lvmae.evaluation.splits import SPLITS
 from lvmae.evaluation.task import KINDS, Task
 from lvmae.files.table_files import Table, cell_text, column_of, read_table
+from lvmae.library.spans import ID_COLUMNS, has_times
 from lvmae.store import EmbeddingStore
 
-ID_COLUMNS = ("id", "video", "video_id")
 _SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -119,8 +119,17 @@ def read_label_table(path: Path) -> Table:
         ) from None
 
 
+def is_on_spans(path: str | Path) -> bool:
+    """Whether a label file labels spans of time (it has the columns start and end), not whole videos."""
+    return has_times(read_label_table(Path(path)))
+
+
 def _rows(path: Path, group: str | None) -> list[Labelled]:
     table = read_label_table(path)
+    if has_times(table):
+        raise InputError(
+            f"{path} has the columns start and end, so its labels are on spans of time, not on whole videos"
+        )
     id_column, label_column = column_of(table.columns, ID_COLUMNS), column_of(table.columns, ("label",))
     if id_column is None or label_column is None:
         header = ", ".join(column.lower() for column in table.columns) or "nothing"

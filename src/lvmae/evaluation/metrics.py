@@ -108,22 +108,31 @@ class Uncertain:
 
 
 def bootstrap(
-    metric: Metric, runs: Sequence[Answered], targets: Array, resamples: int, *, minus: Sequence[Answered] | None = None
+    metric: Metric,
+    runs: Sequence[Answered],
+    targets: Array,
+    resamples: int,
+    *,
+    minus: Sequence[Answered] | None = None,
+    clusters: NDArray[np.intp] | None = None,
 ) -> Uncertain:
     """The mean score over runs (one a seed), with its uncertainty over test videos.
 
     Args:
         runs: a video that several runs test is drawn as one.
+        clusters: (V), what is drawn together, such as the video that segments are of; None draws each by itself.
         minus: runs on the same videos, whose mean score is subtracted under the same resamples: a paired difference.
     """
-    tested = np.unique(np.concatenate([run.rows for run in runs]))
+    clusters = np.arange(len(targets)) if clusters is None else clusters
+    tested = np.unique(np.concatenate([clusters[run.rows] for run in runs]))
     rng = np.random.default_rng([0, len(tested), resamples])
     drawn = rng.multinomial(len(tested), np.full(len(tested), 1 / len(tested)), size=resamples).astype(np.float64)
 
     def means(some: Sequence[Answered]) -> tuple[float, NDArray[np.float64]]:
         here = [metric.score(run.outputs, targets[run.rows]) for run in some]
         scores = [
-            metric.scores(run.outputs, targets[run.rows], drawn[:, np.searchsorted(tested, run.rows)]) for run in some
+            metric.scores(run.outputs, targets[run.rows], drawn[:, np.searchsorted(tested, clusters[run.rows])])
+            for run in some
         ]
         known = np.isfinite(np.stack(scores))
         total = np.where(known, np.stack(scores), 0).sum(axis=0)

@@ -100,7 +100,7 @@ def probe(
     )
     if run is not None:
         _check_run(store, run)
-    stores = [store] if raw is None else [_raw_store(raw, store), store]
+    stores = [store] if raw is None else [raw_store(raw, store), store]
     if raw is None and store.kind != EMBEDDINGS and any(name in BASELINES for name in asked.probes):
         raise InputError(
             f"{' and '.join(name for name in asked.probes if name in BASELINES)} learn end to end from raw embeddings, and "
@@ -278,7 +278,8 @@ def _finite(task: Task, sets: list[Features]) -> tuple[Task, list[Features]]:
     return task, [part.take(rows) for part in sets]
 
 
-def _raw_store(raw: str | Path | EmbeddingStore, store: EmbeddingStore) -> EmbeddingStore:
+def raw_store(raw: str | Path | EmbeddingStore, store: EmbeddingStore) -> EmbeddingStore:
+    """The store of embeddings that representations were made from; another one is refused."""
     found = EmbeddingStore.open(raw)
     if found.kind != EMBEDDINGS:
         raise InputError(f"{found.path} holds {found.kind}; the raw baseline needs the embeddings they were made from")

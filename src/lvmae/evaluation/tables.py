@@ -327,7 +327,7 @@ class ProbeTable(Rendered):
         """Plain lists, numbers and strings; all of `missing`."""
         values = asdict(replace(self, predictions=None))
         values.pop("predictions")
-        return _plain(values)  # type: ignore[no-any-return]
+        return plain(values)  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -360,12 +360,12 @@ class ProbeTable(Rendered):
         return f"{value:.{self._digits}f}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON has it: lists for tuples, plain numbers for numpy's, null for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

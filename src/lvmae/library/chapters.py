@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.cache import cached
 from lvmae.files.pictures import png_of
 from lvmae.library import place_of
+from lvmae.library.spans import Span
 from lvmae.process import say
 from lvmae.store import EMBEDDINGS, EmbeddingStore, l2_normalize
 
@@ -62,10 +63,20 @@ class Timeline:
     """A segment's start in seconds."""
     novelty: tuple[float | None, ...]
     """One minus the cosine with the segment before; None for the first."""
+    spans: tuple[Span, ...] = ()
+    """What stretches of it show, as a person or a probe says."""
+
+    def with_spans(self, spans: Sequence[Span]) -> Timeline:
+        """The timeline with the spans of its video among these, by their start."""
+        own = (span for span in spans if span.video == self.video)
+        return replace(self, spans=tuple(sorted(own, key=lambda span: (span.start, span.end, span.label))))
 
     def to_text(self) -> str:
-        """A line a chapter: its start and its title, as video platforms read them."""
-        return "\n".join(f"{clock(chapter.start)} {chapter.title}" for chapter in self.chapters)
+        """A line a chapter: its start and its title, as video platforms read them; then a line a span."""
+        lines = [f"{clock(chapter.start)} {chapter.title}" for chapter in self.chapters]
+        lines += [""] * bool(self.spans)
+        lines += [f"{clock(span.start)}-{clock(span.end)} {span.label} ({span.score:.2f})" for span in self.spans]
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """Everything."""
@@ -261,8 +272,14 @@ def _figure(found: Timeline) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(16, 4.2), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    labels = list(dict.fromkeys(span.label for span in found.spans))
+    below = 0.35 * len(labels) + 0.3 * bool(labels)  # inches
+    figure = Figure(figsize=(16, 4.2 + below), dpi=100, layout="constrained")
+    if labels:
+        axes, rows = figure.subplots(2, 1, sharex=True, height_ratios=[4.2, below])
+        _draw_spans(rows, found, labels)
+    else:
+        axes = figure.add_subplot()
     colours = ("#23566f", "#b8430f")
     for number, chapter in enumerate(found.chapters):
         axes.axvspan(chapter.start, chapter.end, color=colours[number % 2], alpha=0.09, linewidth=0)
@@ -290,3 +307,16 @@ def _figure(found: Timeline) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw_spans(axes: Any, found: Timeline, labels: list[str]) -> None:
+    """A row a label, the surer a span the darker."""
+    for row, label in enumerate(labels):
+        for span in (span for span in found.spans if span.label == label):
+            alpha = 0.25 + 0.65 * min(1.0, max(0.0, span.score))
+            axes.barh(
+                row, span.end - span.start, left=span.start, height=0.7, color="#b8430f", alpha=alpha, linewidth=0
+            )
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from lvmae.errors import InputError
+from lvmae.evaluation.spans import SpanLabels
 from lvmae.evaluation.task import Task
 from lvmae.evaluation.tasks.family import TaskFamily, existing
 from lvmae.evaluation.tasks.youtube import youtube_id
+from lvmae.library.spans import Span
 
 _HELD_OUT_EVERY = 5
 
@@ -45,20 +45,16 @@ class COIN(TaskFamily):
             raise InputError(f"{path} is not in the form COIN.json is distributed in ({error!r})") from error
         if not videos:
             raise InputError(f"{path} has no videos")
-        classes = tuple(sorted({label for _, label, _, _ in videos}))
         trained: dict[str, int] = {}
-        splits = []
+        splits: dict[str, str] = {}
         for id_, label, subset, _ in videos:
             if subset not in {"training", "testing"}:
                 raise InputError(f"video '{id_}' in {path} has the subset '{subset}', neither training nor testing")
             if subset == "testing":
-                splits.append("test")
+                splits[id_] = "test"
                 continue
             trained[label] = trained.get(label, 0) + 1
-            splits.append("val" if trained[label] % _HELD_OUT_EVERY == 0 else "train")
-        targets = np.array([classes.index(label) for _, label, _, _ in videos], dtype=np.int64)
-        ids, spans = tuple(v[0] for v in videos), tuple(v[3] for v in videos)
-        where = np.array(splits)
-        return Task(
-            self.name, "classification", ids, targets, classes, where, spans, benchmark=True, spelling=youtube_id
-        )
+            splits[id_] = "val" if trained[label] % _HELD_OUT_EVERY == 0 else "train"
+        classes = tuple(sorted({label for _, label, _, _ in videos}))
+        spans = tuple(Span(id_, start, end, label) for id_, label, _, (start, end) in videos)
+        return SpanLabels(self.name, spans, classes, splits).clips(benchmark=True, spelling=youtube_id)
