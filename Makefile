@@ -30,7 +30,7 @@ format: $(TESTS)
 	$(BIN)/ruff format .
 
 # Those that say what they want by themselves; learning and memory take long and scale has two parts, each with a command of its own.
-BENCHES := training_step data_loading long_sequences search probe_speed embed fuzz crashes
+BENCHES := training_step data_loading long_sequences search probe_speed embed fuzz odd_files crashes
 
 bench: $(TESTS)
 	for b in $(BENCHES); do $(BIN)/python benchmarks/$$b.py || exit 1; done

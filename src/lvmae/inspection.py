@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lvmae.errors import InputError
+from lvmae.files.json_files import read_lines, read_object
 from lvmae.runs import count_parameters, is_run, read_config
 from lvmae.store import EmbeddingStore, l2_normalize
 
@@ -79,22 +79,22 @@ def inspect_run(folder: Path) -> dict[str, Any]:
         "kind": "run",
         "space": config.get("space_id"),
         "encoder of LV-MAE": {
-            "width": config["hidden_size"],
-            "layers": config["num_hidden_layers"],
-            "heads": config["num_attention_heads"],
+            "width": config.get("hidden_size"),
+            "layers": config.get("num_hidden_layers"),
+            "heads": config.get("num_attention_heads"),
         },
         "decoder": {
-            "width": config["decoder_hidden_size"],
-            "layers": config["decoder_num_hidden_layers"],
-            "heads": config["decoder_num_attention_heads"],
+            "width": config.get("decoder_hidden_size"),
+            "layers": config.get("decoder_num_hidden_layers"),
+            "heads": config.get("decoder_num_attention_heads"),
         },
-        "segments at most": config["max_segments"],
-        "loss": config["loss"],
+        "segments at most": config.get("max_segments"),
+        "loss": config.get("loss"),
         "parameters": count_parameters(folder),
     }
     recipe = folder / "recipe.json"
     if recipe.is_file():
-        found["recipe"] = json.loads(recipe.read_text())
+        found["recipe"] = read_object(recipe)
     found["last figures"] = _last_figures(folder / "metrics.jsonl")
     return {key: value for key, value in found.items() if value is not None}
 
@@ -103,8 +103,8 @@ def _last_figures(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     last: dict[str, Any] = {}
-    for line in path.read_text().splitlines():
-        last |= json.loads(line)
+    for line in read_lines(path):
+        last |= line
     return last
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 import types
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lvmae.errors import InputError
+from lvmae.files.json_files import read_object
 from lvmae.model.centering import CENTERS
 from lvmae.model.objectives import check_objective, read_options
 from lvmae.sequences.masks import STRATEGIES, is_mask, mask_names, takes_temperature
@@ -346,12 +346,10 @@ def check_trust(name: str | os.PathLike[str] | Recipe, chosen: Recipe, settings:
 
 def _read_file(path: Path) -> Recipe:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The recipe {path} cannot be read ({error.strerror}).") from None
-    except ValueError:
-        raise InputError(f"The recipe {path} is not JSON.") from None
-    held = found.get("recipe", found) if isinstance(found, dict) else None
+        found = read_object(path, "give the recipe.json of a run")
+    except FileNotFoundError:
+        raise InputError(f"The recipe {path} is not there.") from None
+    held = found.get("recipe", found)
     if not isinstance(held, dict):
         raise InputError(f"{path} holds no recipe; give the recipe.json of a run.")
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.json_files import read_object
 from lvmae.trust import require_trust
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def find_run(path: str | os.PathLike[str]) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """What `config.json` of a run says. Raises InputError where it cannot be read or is not of an LV-MAE model."""
     try:
-        config = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{Path(path) / CONFIG} cannot be read: restore it, or train the run again") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
+        config = read_object(Path(path) / CONFIG, "restore it, or train the run again")
+    except FileNotFoundError:
+        raise InputError(f"{path} has no {CONFIG}: restore it, or train the run again") from None
+    kind = config.get("model_type")
     if kind != "lvmae":
         raise InputError(f"{path} holds a model of type {kind!r}, not an LV-MAE run")
-    return cast(dict[str, Any], config)
+    return config
 
 
 def run_fingerprint(run: str | Path) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvmae.errors import InputError, LVMAEError, WorkError
+from lvmae.files.json_files import parse_object, read_object
 from lvmae.files.urls import is_remote
 from lvmae.files.writing import reason, write_bytes, write_json
 from lvmae.progress import progress
@@ -86,9 +86,8 @@ def _verify_run(run: Path, *, repair: bool) -> Verification:
         if path.exists() or path.name == "state.json":
             found.files += 1
             try:
-                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                    raise ValueError("it is no JSON object")
-            except (OSError, ValueError, RecursionError) as error:
+                parse_object(path.read_bytes())
+            except (OSError, ValueError) as error:
                 found.problems.append(Problem(path.relative_to(run).as_posix(), f"it is damaged ({reason(error)})"))
     for folder in sorted((run / _CHECKPOINTS).glob("step-*")):
         for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
@@ -124,9 +123,8 @@ def _check_metrics(path: Path, found: Verification) -> None:
         return
     for number, line in enumerate(lines[:-1], 1):  # the last may be half a line of a training that is under way
         try:
-            if not isinstance(json.loads(line), dict):
-                raise ValueError
-        except (ValueError, RecursionError):
+            parse_object(line)
+        except ValueError:
             found.problems.append(Problem(_METRICS, f"line {number} is damaged"))
             return
 
@@ -152,7 +150,7 @@ def migrate(path: str | os.PathLike[str]) -> str:
 
 def _migrate_run(recipe: Path) -> str:
     try:
-        described: dict[str, Any] = json.loads(recipe.read_text(encoding="utf-8"))
+        described = read_object(recipe)
         stores: list[dict[str, Any]] = described["stores"]
         changed = 0
         for store in stores:
@@ -163,7 +161,9 @@ def _migrate_run(recipe: Path) -> str:
                     changed += 1
             except LVMAEError:
                 continue  # moved or gone: its old fingerprint matches for good
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkError(f"{recipe} cannot be read ({reason(error)}); restore it") from None
     if changed:
         write_json(recipe, described)

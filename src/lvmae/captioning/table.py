@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.json_files import read_object
 from lvmae.files.locks import Lock
 from lvmae.files.writing import write_json
 from lvmae.library.captions import COLUMNS
@@ -130,8 +130,8 @@ class CaptionTable:
 
     def _must_match(self, foreign: InputError) -> None:
         try:
-            made = json.loads(self._settings_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            made = read_object(self._settings_path)
+        except (OSError, InputError):
             raise foreign from None
         for name, value in self._settings.items():
             if made.get(name) != value:

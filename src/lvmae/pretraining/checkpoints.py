@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedConfig
 
 from lvmae.errors import WorkError
+from lvmae.files.json_files import parse_object
 from lvmae.files.tensors import check_tensors, save_tensors
 from lvmae.files.writing import TEMPORARY, reason, remove, replacing
 
@@ -137,7 +138,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises OSError, SafetensorError, ValueError, KeyError or TypeError where it is damaged.
     """
     hashed = [check_tensors(path / name) for name in ("model.safetensors", "optimizer.safetensors")]
-    state = json.loads((path / "state.json").read_text())
+    state = parse_object((path / "state.json").read_bytes())
     if state.pop(_CHECK, None) not in (_digest(state), *([] if any(hashed) else [None])):
         raise ValueError("state.json is not as it was written")
     return Checkpoint(path, {**state, "step": int(state["step"])})

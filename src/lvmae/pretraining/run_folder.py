@@ -17,6 +17,7 @@ from typing import Any
 
 from lvmae import __version__
 from lvmae.errors import InputError, WorkError
+from lvmae.files.json_files import read_lines, read_object
 from lvmae.files.locks import Lock
 from lvmae.files.writing import TEMPORARY, remove_leftovers, write_json
 from lvmae.model.objectives import is_per_row
@@ -45,7 +46,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the run.")
         try:
-            there = json.loads((self.path / _RECIPE).read_text())
+            there = read_object(self.path / _RECIPE, "restore it, or name another folder for the run")
         except FileNotFoundError:
             mine = (_LOCK, f".{_RECIPE}")
             strangers = [p.name for p in self.path.glob("*") if p.name not in mine and not p.name.startswith(TEMPORARY)]
@@ -54,9 +55,9 @@ class RunFolder:
                     f"{self.path} holds other files ({', '.join(sorted(strangers)[:3])}): name a new or empty folder for the run."
                 ) from None
             return False
-        except (ValueError, OSError):
-            raise InputError(f"{self.path / _RECIPE} cannot be read: name another folder for the run.") from None
-        if not isinstance(there, dict) or not isinstance(there.get("recipe"), dict):
+        stores = there.get("stores", [])
+        listed = isinstance(stores, list) and all(isinstance(store, dict) for store in stores)
+        if not listed or not isinstance(there.get("recipe"), dict):
             raise InputError(f"{self.path / _RECIPE} is not that of a run: name another folder for the run.")
         if not resume:
             raise InputError(f"{self.path} already holds a run: name another folder, or go on with it.")
@@ -141,10 +142,9 @@ class RunFolder:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The curves of a run, a dictionary a line; a line that a crash cut short is left out."""
     try:
-        lines = (Path(path) / _METRICS).read_text().split("\n")
+        return read_lines(Path(path) / _METRICS)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def _differences(
