@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.json_files import read_object
+from lvmae.files.writing import replacing
 from lvmae.trust import require_trust
 
 if TYPE_CHECKING:
@@ -126,6 +127,67 @@ def check_space(run: str | Path, config: Any, store: EmbeddingStore) -> None:
         raise InputError(
             f"{run} takes embeddings {config.hidden_size} wide and those of {store.path} are {store.dim} wide"
         )
+
+
+def import_checkpoint(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, store: str | Path | EmbeddingStore | None = None
+) -> Path:
+    """Makes a run of a checkpoint of the authors' code; the folder.
+
+    Args:
+        checkpoint: the `.pth` file. Nothing in it is executed.
+        out: a folder that does not exist yet, or an empty one.
+        store: embeddings of the space that the model was trained on, which the run then records.
+
+    Raises:
+        InputError: the file is none of theirs, the store has another width, or `out` holds something.
+        WorkError: the disk refuses the run.
+    """
+    from lvmae.model import LVMAEForPreTraining
+
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something already; name another folder for the run")
+    try:
+        model = LVMAEForPreTraining.from_official_checkpoint(checkpoint)
+    except FileNotFoundError:
+        raise InputError(f"there is no checkpoint {os.fspath(checkpoint)}") from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"the checkpoint cannot be read: {error}") from None
+    if store is not None:
+        from lvmae.store import EmbeddingStore
+
+        known = EmbeddingStore.open(store)
+        check_space(os.fspath(checkpoint), model.config, known)
+        manifest = known.manifest
+        model.config.space_id = manifest.space_id
+        model.config.segments, model.config.encoder = dict(manifest.segments), dict(manifest.encoder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as beside:
+            model.save_pretrained(beside)
+    except OSError as error:
+        raise WorkError(f"{folder} could not be written: {error.strerror or error}") from None
+    return find_run(folder)
+
+
+def export_checkpoint(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Writes a run's model as a checkpoint of the authors' code, replacing the file in one step; the file.
+
+    Raises:
+        InputError: there is no run, or its model has something that their layout cannot hold.
+        WorkError: the disk refuses the file.
+    """
+    model = load_run_autoencoder(Path(run))
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as beside:
+            model.to_official_checkpoint(beside)
+    except ValueError as error:
+        raise InputError(f"{os.fspath(run)} cannot be written as an official checkpoint: {error}") from None
+    except OSError as error:
+        raise WorkError(f"{os.fspath(out)} could not be written: {error.strerror or error}") from None
+    return Path(out)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, duplicates, evaluation, labelling, library, model, search, store, upkeep
+from lvmae.cli import ablation, checkpoints, duplicates, evaluation, labelling, library, model, search, store, upkeep
 from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
 from lvmae.errors import LVMAEError, Terminated
@@ -86,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
         model.add_pretrain,
         model.add_push,
         model.add_represent,
+        checkpoints.add_import_checkpoint,
+        checkpoints.add_export_checkpoint,
         evaluation.add_probe,
         labelling.add_predict,
         labelling.add_suggest,

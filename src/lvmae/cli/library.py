@@ -89,7 +89,9 @@ def add_interpret(commands: Any) -> None:
 def _run_interpret(arguments: argparse.Namespace) -> int:
     from lvmae.interpretation import interpret
 
-    tables = [_probe_scores(Path(arguments.probe_table))] if arguments.probe_table else []
+    tables = (
+        [_probe_scores(Path(arguments.probe_table), arguments.run, arguments.store)] if arguments.probe_table else []
+    )
 
     found = interpret(
         arguments.run,
@@ -107,7 +109,7 @@ def _run_interpret(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _probe_scores(path: Path) -> Any:
+def _probe_scores(path: Path, run: str, store: str) -> Any:
     from lvmae.evaluation import ProbeTable
     from lvmae.report import ScoreTable
 
@@ -115,8 +117,25 @@ def _probe_scores(path: Path) -> Any:
         table = ProbeTable.from_json(path.read_text())
     except (OSError, ValueError, TypeError, KeyError):
         raise InputError(f"{path} is not a table that `lvmae probe --out` wrote") from None
+    _check_source(path, table.source, run, store)
     columns, rows = table.cells()
     return ScoreTable(f"Probes: {table.task}", columns, rows, " ".join(table.notes()))
+
+
+def _check_source(path: Path, source: dict[str, str], run: str, store: str) -> None:
+    """Refuses a table of probes on the features of another run, or on another space; older tables do not say."""
+    from lvmae.runs import find_run, run_fingerprint
+    from lvmae.store import EmbeddingStore
+
+    if not source:
+        return
+    if source["run"] and source["run"] != run_fingerprint(find_run(run)):
+        raise InputError(f"{path} is a table of probes on {source['store']}, which another run than {run} made")
+    space = EmbeddingStore.open(store).space_id
+    if source["space_id"] != space and not source["space_id"].startswith(f"{space}+lvmae-"):
+        raise InputError(
+            f"{path} is a table of probes on {source['store']}, of the space {source['space_id']}, and {store} is of {space}"
+        )
 
 
 def add_serve(commands: Any) -> None:

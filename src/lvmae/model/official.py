@@ -33,6 +33,14 @@ _OURS = (
     (r"^decoder_pred\.", "decoder.pred."),
 )
 _THEIRS = tuple((re.escape(ours), theirs.strip("^$").replace("\\.", ".")) for theirs, ours in _OURS)
+# What their code computes with, and their file says nothing of.
+_HOLDS: dict[str, tuple[Any, ...]] = {
+    "embedding_scale": (1,),
+    "center": ("none",),
+    "layer_norm_eps": (1e-6,),
+    "loss": ("mse", "cosine"),
+    "long_sequences": ("windows",),
+}
 _TABLES = ("pos_embed", "decoder_pos_embed")
 
 
@@ -77,7 +85,18 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> tuple[LVMAEConfig,
 
 
 def write_official_checkpoint(config: LVMAEConfig, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Writes weights under our names, with their configuration, as an official checkpoint."""
+    """Writes weights under our names, with their configuration, as an official checkpoint.
+
+    Raises:
+        ValueError: the configuration has something that the layout cannot hold, so that what is read back would be
+            another model.
+    """
+    for name, holds in _HOLDS.items():
+        if (value := getattr(config, name)) not in holds:
+            raise ValueError(
+                f"{name} is {value!r}, which the authors' layout cannot hold ({' or '.join(map(repr, holds))} alone): "
+                "what is read back would compute something else; keep this model in its own format"
+            )
     kept = {key: value for key, value in state.items() if not key.startswith("objective.")}  # which it has no place for
     weights = {_rename(key, _THEIRS): value.detach().cpu() for key, value in kept.items()}
     for key, width in zip(_TABLES, (config.hidden_size, config.decoder_hidden_size), strict=True):
