@@ -121,7 +121,7 @@ def test_unusable_files_become_failures_with_their_reason(tmp_path: Path) -> Non
         "f_nan": np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], np.float32),
         "g_flat": np.ones(4, np.float32),
         "h_large": np.full((1, 4), 1e6, np.float32),
-        "i_zero": np.array([[1, 1, 1, 1], [0, 0, 0, 0]], np.float32),
+        "i_zero": np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], np.float32),
         "j_text": np.array([["a", "b", "c", "d"]]),
         "k_object": np.array([{"x": 1}], dtype=object),
     }
@@ -144,7 +144,7 @@ def test_unusable_files_become_failures_with_their_reason(tmp_path: Path) -> Non
     assert reasons["f_nan.npy"] == "1 of 2 segments hold NaN or infinity (the first is 1)"
     assert "shape (4,), not (segments, width)" in reasons["g_flat.npy"]
     assert "exceed 65504" in reasons["h_large.npy"]
-    assert "1 of 2 segments are zero" in reasons["i_zero.npy"]
+    assert "1 of 3 segments are zero" in reasons["i_zero.npy"]
     assert "not real numbers" in reasons["j_text.npy"]
     assert "allow_pickle" in reasons["k_object.npy"]
     assert "0 arrays of two dimensions" in reasons["l.pt"]
@@ -199,7 +199,8 @@ def test_a_gap_between_segments_is_a_failure(tmp_path: Path) -> None:
     [
         ("absent", {}, "does not exist"),
         ("empty", {}, "holds no embeddings"),
-        ("x.csv", {}, "of no kind that can be imported"),
+        ("x.mat", {}, "of no kind that can be imported"),
+        ("x.csv", {}, "text where numbers are expected"),
         ("damaged.parquet", {}, "cannot be read as Parquet"),
         ("damaged.h5", {}, "cannot be read as HDF5"),
         ("noid.parquet", {}, "no column id or video_id or video"),
@@ -217,7 +218,7 @@ def test_hopeless_requests_get_one_sentence(
         (tmp_path / folder).mkdir()
     np.save(tmp_path / "hopeless" / "a.npy", np.ones(3))
     np.save(tmp_path / "good" / "a.npy", np.ones((3, 2)))
-    for name in ("x.csv", "damaged.parquet", "damaged.h5"):
+    for name in ("x.csv", "x.mat", "damaged.parquet", "damaged.h5"):
         (tmp_path / name).write_text("no such thing")
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "noid.parquet")
     pq.write_table(pa.table({"id": ["a"], "fps": [25.0]}), tmp_path / "id.parquet")

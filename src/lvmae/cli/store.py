@@ -218,7 +218,7 @@ def add_import(commands: Any) -> None:
         "import",
         _run_import,
         brief="Import features made elsewhere, of any encoder and width.",
-        goes_in="a folder of one .npy, .npz, .safetensors or .pt array (segments, width) a video; or a Parquet or HDF5 file",
+        goes_in="a folder of one .npy, .npz, .safetensors, .pt or .csv array (segments, width) a video; a table; HDF5",
         comes_out="a store; the rest of the path works on it with no video at hand",
         example="lvmae import features/ --out store --segment-seconds 5 --space languagebind-huge-5s",
     )
@@ -229,22 +229,37 @@ def add_import(commands: Any) -> None:
     )
     command.add_argument("--space", required=True, help="a name for the embedding space: stores of two names never mix")
     command.add_argument("--key", help="which array of a file to take, if it holds several")
+    command.add_argument("--transpose", action="store_true", help="the arrays are (width, segments)")
+    command.add_argument("--dim", type=int, metavar="D", help="how wide an embedding is (default: as most arrays are)")
+    command.add_argument(
+        "--refresh", action="store_true", help="store videos again whose values have changed since they were stored"
+    )
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
-    from lvmae.importing import import_embeddings
+    from lvmae.importing import TurnedError, import_embeddings
 
-    summary = import_embeddings(
-        arguments.embeddings,
-        arguments.out,
-        segment_seconds=arguments.segment_seconds,
-        space=arguments.space,
-        key=arguments.key,
-    )
+    try:
+        summary = import_embeddings(
+            arguments.embeddings,
+            arguments.out,
+            segment_seconds=arguments.segment_seconds,
+            space=arguments.space,
+            key=arguments.key,
+            dim=arguments.dim,
+            transpose=arguments.transpose,
+            refresh=arguments.refresh,
+        )
+    except TurnedError:
+        print("hint: --transpose exchanges the axes of (width, segments) arrays; --dim D says how wide an embedding is")
+        raise
     print(
         f"{arguments.out}: {summary.added} videos imported, {summary.kept} there before, {summary.failed} failed; "
         f"{summary.segments} segments of width {summary.dim} in all"
     )
+    if summary.left_out:
+        print(f"  left out of the folder: {printable(summary.left_out)}")
+    tell_changed(summary.changed, "import")
     return tell_failures(arguments.out) if summary.failed else 0
 
 

@@ -29,7 +29,7 @@ from lvmae.embedding.folders import LOOKED_FOR, LeftOut, behind_url, in_folder, 
 from lvmae.errors import InputError
 from lvmae.files.identity import UNKNOWN, FileIdentity, stat_of
 from lvmae.files.table_files import cell_text, read_table
-from lvmae.files.urls import is_url, without_secrets
+from lvmae.files.urls import in_utf8, is_url, without_secrets
 from lvmae.store import StoredSources, path_names, source_key
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -59,7 +59,7 @@ class VideoFile:
     @property
     def source(self) -> str:
         """The path as a store can hold it: bytes that are no UTF-8 are written as escapes."""
-        return _printable(self.path)
+        return in_utf8(self.path)
 
     def now(self) -> FileIdentity:
         """Size and time of the file, as far as they can be told at no cost."""
@@ -137,7 +137,7 @@ class _Found:
     @property
     def place(self) -> tuple[str, float | None, float | None]:
         """Which stretch of which file this is, however it was named."""
-        return source_key(_printable(self.path)), self.start, self.end
+        return source_key(in_utf8(self.path)), self.start, self.end
 
     def candidates(self) -> Iterator[str]:
         """Ids for it, shorter ones first; the last is followed by numbers."""
@@ -150,9 +150,9 @@ class _Found:
         names = [own, *("/".join(parts[:count][::-1]) for count in range(first + 1, len(parts) + 1))]
         for keeps_suffix in (True,) if self.keeps_suffix else (False, True):
             for name in names:
-                yield _printable((name if keeps_suffix else _without_suffix(name)) + clip)
+                yield in_utf8((name if keeps_suffix else _without_suffix(name)) + clip)
         for number in itertools.count(2):
-            yield _printable(f"{name}~{number}{clip}")
+            yield in_utf8(f"{name}~{number}{clip}")
 
     def video(self, id: str) -> VideoFile:
         """The video under this id."""
@@ -166,11 +166,11 @@ def _named(found: list[_Found], stored: StoredSources) -> list[VideoFile]:
     for one in found:
         if one.id is None:
             continue
-        first = given.setdefault(_printable(one.id), one)
+        first = given.setdefault(in_utf8(one.id), one)
         if first.place != one.place:
             raise InputError(f"{one.origin} gives the id {one.id!r} a second time, after {first.origin}.")
-        if stored.is_another(_printable(one.id), one.path, one.listed):
-            other = stored.rows[_printable(one.id)].source
+        if stored.is_another(in_utf8(one.id), one.path, one.listed):
+            other = stored.rows[in_utf8(one.id)].source
             raise InputError(
                 f"{one.origin} gives the id {one.id!r} to {one.path}, and in the store it is that of {other}; give it another id."
             )
@@ -181,7 +181,7 @@ def _named(found: list[_Found], stored: StoredSources) -> list[VideoFile]:
             rest.setdefault(one.place, one)
     names = _told_apart(rest, set(given), stored)
     for one in found:
-        id = _printable(one.id) if one.id is not None else names.get(one.place)
+        id = in_utf8(one.id) if one.id is not None else names.get(one.place)
         if id is not None:
             named.setdefault((*one.place, id), one.video(id))
     return list(named.values())
@@ -193,7 +193,7 @@ def _told_apart(
     """An id for each of them that means no other video, here or in the store; the order in which they are given does not matter."""
     names: dict[tuple[str, float | None, float | None], str] = {}
     for place, one in found.items():
-        known = stored.id_of(_printable(one.path)) if place[1:] == (None, None) else None
+        known = stored.id_of(in_utf8(one.path)) if place[1:] == (None, None) else None
         if known is not None and known not in taken:
             names[place] = known
             taken.add(known)
@@ -203,7 +203,7 @@ def _told_apart(
         times = Counter(wanted.values())
         for place, name in wanted.items():
             one = found[place]
-            if times[name] == 1 and name not in taken and not stored.is_another(name, _printable(one.path), one.listed):
+            if times[name] == 1 and name not in taken and not stored.is_another(name, in_utf8(one.path), one.listed):
                 names[place] = name
                 taken.add(name)
                 del open_[place]
@@ -262,11 +262,6 @@ def _at_url(url: str, left_out: LeftOut) -> Iterator[_Found]:
     stems = Counter(_without_suffix(name) for name, _, _ in listing)
     for name, path, identity in listing:
         yield _Found(name, path, listed=identity, keeps_suffix=stems[_without_suffix(name)] > 1)
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no UTF-8; ids may not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------------

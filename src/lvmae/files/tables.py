@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lvmae.errors import InputError, WorkError
+from lvmae.files.urls import without_secrets
 from lvmae.files.writing import reason, replacing
 
 COLUMN_TYPES: dict[Any, pa.DataType] = {
@@ -62,13 +63,39 @@ def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the file is not Parquet.
     """
+    said = without_secrets(os.fspath(path))
     try:
         file = pq.ParquetFile(fsspec.open(path).open() if "://" in os.fspath(path) else path)
-    except (pa.ArrowInvalid, OSError, ImportError, ValueError) as error:
-        raise InputError(f"{os.fspath(path)} cannot be read as Parquet: {error}") from None
-    for batch in file.iter_batches(batch_size=64):
+    except (pa.ArrowException, OSError, ImportError, ValueError) as error:
+        raise InputError(f"{said} cannot be read as Parquet: {without_secrets(str(error))}") from None
+    _check_claims(said, file.metadata)
+    batches = file.iter_batches(batch_size=64)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{said} is damaged: {without_secrets(str(error))}") from None
+        if batch is None:
+            return
         for row in range(batch.num_rows):
             yield {name: _plain(batch.column(name)[row]) for name in batch.schema.names}
+
+
+_FREE_BYTES = 256 << 20  # a claim below this is never too much
+_MOST_RATIO = 100  # of claimed bytes to bytes in the file, above that
+
+
+def _check_claims(said: str, metadata: Any) -> None:
+    """Raises InputError where a column claims far more values than its bytes can hold, before any is read."""
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            column = metadata.row_group(group).column(place)
+            claimed = max(column.num_values * 4, column.total_uncompressed_size)
+            if claimed > max(_FREE_BYTES, _MOST_RATIO * column.total_compressed_size):
+                raise InputError(
+                    f"{said} claims {claimed / 2**30:,.1f} GiB in the column '{column.path_in_schema}', in "
+                    f"{column.total_compressed_size / 2**20:,.1f} MiB of the file; it is not read"
+                )
 
 
 def _plain(scalar: Any) -> Any:

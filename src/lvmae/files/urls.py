@@ -36,6 +36,11 @@ def file_system(url: str) -> tuple[Any, str]:
     return files, root
 
 
+def in_utf8(path: str) -> str:
+    """A path as text that can be stored: names of files may hold bytes that are no UTF-8, which become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def is_url(path: str) -> bool:
     """Whether a path names its protocol, and is not to be joined or made absolute."""
     return "://" in path
