@@ -85,7 +85,9 @@ def import_embeddings(
     """
     source = Path(source)
     if not segment_seconds > 0:
-        raise InputError(f"a segment must last more than 0 seconds, not {segment_seconds}; give its length as `segment_seconds`")
+        raise InputError(
+            f"a segment must last more than 0 seconds, not {segment_seconds}; give its length as `segment_seconds`"
+        )
     if not space.strip():
         raise InputError("the embedding space needs a name: give one as `space`, such as clip-vit-b32")
     if dim is not None and dim <= 0:
