@@ -53,8 +53,8 @@ def test_the_library_never_speaks_of_flags() -> None:
         if path.relative_to(package).parts[0] in ("cli", "demo", "quickstart.py", "estimation"):
             continue
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            code = line.split("  # ")[0]
-            if re.search(r"""f?["'][^"']*(?<![\w-])--[a-z][a-z-]+""", code) and "pip install" not in code:
+            code = re.sub(r"`lvmae [^`]*`", "", line.split("  # ")[0])  # a whole command is one
+            if not code.strip().startswith('"""') and re.search(r"""f?["'][^"']*(?<![\w-])--[a-z][a-z-]+""", code) and "pip install" not in code:
                 spoken.append(f"{path.name}:{number}: {line.strip()}")
     assert spoken == []
 
