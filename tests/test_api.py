@@ -54,7 +54,11 @@ def test_the_library_never_speaks_of_flags() -> None:
             continue
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             code = re.sub(r"`lvmae [^`]*`", "", line.split("  # ")[0])  # a whole command is one
-            if not code.strip().startswith('"""') and re.search(r"""f?["'][^"']*(?<![\w-])--[a-z][a-z-]+""", code) and "pip install" not in code:
+            if (
+                not code.strip().startswith('"""')
+                and re.search(r"""f?["'][^"']*(?<![\w-])--[a-z][a-z-]+""", code)
+                and "pip install" not in code
+            ):
                 spoken.append(f"{path.name}:{number}: {line.strip()}")
     assert spoken == []
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lvmae.store import EmbeddingStore
 
 CONFIG = "config.json"
+SPLIT_FILE = "split.csv"  # id, split, store: a line a video, `split` one of these words
+TRAIN, HELD_OUT, TOO_SHORT, EXCLUDED = "train", "held_out", "too_short", "excluded"
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -55,6 +57,24 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if kind != "lvmae":
         raise InputError(f"{path} holds a model of type {kind!r}, not an LV-MAE run")
     return config
+
+
+def read_split(run: str | os.PathLike[str]) -> dict[str, str] | None:
+    """id -> its part in a run, "train" where any store's video of that id was trained on; None for runs that did not write it.
+
+    Raises InputError where the file is damaged.
+    """
+    from lvmae.files.table_files import cell_text, read_table
+
+    path = Path(run) / SPLIT_FILE
+    if not path.is_file():
+        return None
+    found: dict[str, str] = {}
+    for row in read_table(path).rows:
+        identity, part = cell_text(row.values.get("id")), cell_text(row.values.get("split"))
+        if found.get(identity) != TRAIN:
+            found[identity] = part
+    return found
 
 
 def run_fingerprint(run: str | Path) -> str:

@@ -179,6 +179,34 @@ def test_moments_of_a_text_are_where_it_is_seen(run: Path, store: EmbeddingStore
         assert [score for *_, score in hits] == sorted((score for *_, score in hits), reverse=True)
 
 
+def test_figures_on_held_out_videos_come_first(store: EmbeddingStore, captions: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    parts = {"v0": "train", "v2": "held_out", "v3": "train", "v4": "excluded", "v1": "too_short"}
+    (run / "split.csv").write_text("id,split,store\n" + "".join(f"{k},{v},s\n" for k, v in parts.items()))
+    result = interpret(run, store, captions=captions, out=tmp_path / "page.html")
+    held = result.metrics["held_out"]
+    assert (held["videos"], held["segments"], held["masked"]) == (3, 1 + 9 + 15, 4 + 6)
+    assert result.metrics["trained_on"] == 2
+
+    # The others' figures and these are together those of all.
+    swap = {"train": "held_out"}
+    others = {k: swap.get(v, "train") for k, v in parts.items()}
+    (run / "split.csv").write_text("id,split,store\n" + "".join(f"{k},{v},s\n" for k, v in others.items()))
+    rest = interpret(run, store, captions=captions).metrics["held_out"]
+    for kind in (MEAN, INTERPOLATION, RECONSTRUCTION):
+        both = held["cosine"][kind] * held["masked"] + rest["cosine"][kind] * rest["masked"]
+        assert both / result.metrics["masked"] == pytest.approx(result.metrics["cosine"][kind], abs=1e-6)
+    assert 3 <= held["retrieval"]["queries"] <= 4  # those of v2, whose last segment has no caption
+    (run / "split.csv").write_text("id,split,store\nother,train,s\n")
+    unseen = interpret(run, store)
+    assert unseen.metrics["held_out"] is None
+    assert "trained on none of the 5 videos" in unseen.to_markdown()
+    text = result.to_markdown()
+    assert text.index("on 3 videos that the run was not trained on") < text.index("on all videos")
+    assert "trained on 2 of the 5 videos" in text
+    assert (tmp_path / "page.html").read_text().count("3 videos that the run was not trained on") >= 2
+
+
 def test_words_where_there_are_no_captions(run: Path, store: EmbeddingStore) -> None:
     result = interpret(run, store)
     assert result.metrics["retrieval"] is None

@@ -18,7 +18,7 @@ from lvmae.files.id_lists import read_ids, write_ids
 from lvmae.model import LVMAEForPreTraining
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.pretraining.data import TrainingData
-from lvmae.pretraining.split import read_split
+from lvmae.runs import read_split
 from lvmae.store import EmbeddingStore
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from lvmae.library.captions import Caption, captions_by_video, load_captions
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
-from lvmae.runs import check_space, load_run_autoencoder
+from lvmae.runs import TRAIN, check_space, load_run_autoencoder, read_split
 from lvmae.store import EmbeddingStore, located
 
 _SHOWN_SEGMENTS = 20_000  # on a page, at most
@@ -32,7 +32,8 @@ class Interpretation:
     """Numbers over a store and readings of its videos.
 
     `metrics` is plain data: `cosine` of each kind of embedding with the hidden original ("reconstruction" and the two floors),
-    and `retrieval` (captions given) or `words` (the encoder's vocabulary), None where there are no texts. `videos` are those
+    and `retrieval` (captions given) or `words` (the encoder's vocabulary), None where there are no texts. `held_out` has
+    the same of the videos that the run was not trained on, None where that is not known or there are none. `videos` are those
     shown on the page; positions in their lists of texts refer to `texts`. `moments` maps a text to its best (video, segment,
     cosine). `notes` say what was left out.
     """
@@ -43,10 +44,28 @@ class Interpretation:
     moments: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def held_out_table(self) -> ScoreTable | None:
+        """The numbers on videos that the run was not trained on; None where there are none, or that is not known."""
+        held = self.metrics.get("held_out")
+        if held is None:
+            return None
+        title = f"What the hidden segments read as, on {held['videos']:,} videos that the run was not trained on"
+        return self._table(held, title)
+
     def table(self) -> ScoreTable:
-        """The numbers, a row a kind of embedding."""
-        cosine, retrieval, words = (self.metrics[name] for name in ("cosine", "retrieval", "words"))
-        columns, note = ["embedding", "cosine"], f"{self.metrics['masked']:,} hidden segments. "
+        """The numbers over all videos, a row a kind of embedding."""
+        where = "" if self.metrics.get("held_out") is None else ", on all videos"
+        return self._table(self.metrics, f"What the hidden segments read as{where}")
+
+    def _tables(self) -> list[ScoreTable]:
+        """The held-out figures first."""
+        held = self.held_out_table()
+        return [self.table()] if held is None else [held, self.table()]
+
+    @staticmethod
+    def _table(metrics: Mapping[str, Any], title: str) -> ScoreTable:
+        cosine, retrieval, words = (metrics[name] for name in ("cosine", "retrieval", "words"))
+        columns, note = ["embedding", "cosine"], f"{metrics['masked']:,} hidden segments. "
         rows: list[list[str | float | int | None]] = [[kind, cosine[kind]] for kind in KINDS]
         if retrieval:
             names = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "median rank", "agreement": "agreement"}
@@ -67,23 +86,31 @@ class Interpretation:
         for row in rows:
             numbers = {name: (retrieval or words)[row[0]][name] for name in names}
             row += [f"{value:g}" if name == "median_rank" else value for name, value in numbers.items()]
-        return ScoreTable("What the hidden segments read as", columns, rows, note.strip())
+        return ScoreTable(title, columns, rows, note.strip())
 
     def to_markdown(self) -> str:
-        """The table of numbers with its note."""
-        table = self.table()
-        lines = [table.columns, [":--", *["--:"] * (len(table.columns) - 1)]]
-        lines += [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return "\n\n".join([text, table.note, *self.notes]) + "\n"
+        """The tables of numbers with their notes, that of held-out videos first."""
+        tables = self._tables()
+        parts = []
+        for table in tables:
+            lines = [table.columns, [":--", *["--:"] * (len(table.columns) - 1)]]
+            lines += [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
+            text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            parts += [f"{table.title}:"] * (len(tables) > 1) + [text, table.note]
+        return "\n\n".join([*parts, *self.notes]) + "\n"
 
     def report(self, *, tables: Sequence[ScoreTable] = (), loss_png: bytes | None = None) -> ReportData:
         """What the page draws."""
         m = self.metrics
+        first = m if m.get("held_out") is None else m["held_out"]
+        which = (
+            "Of each video" if first is m else f"Of each of {first['videos']:,} videos that the run was not trained on"
+        )
         lead = (
-            f"Of each video, {m['ratio']:.0%} was hidden and reconstructed from the rest: {m['masked']:,} of "
-            f"{m['segments']:,} segments, at a mean cosine of {m['cosine'][RECONSTRUCTION]:.3f} with what was there. "
-            f"Interpolating the visible neighbours gives {m['cosine'][INTERPOLATION]:.3f}, their mean {m['cosine'][MEAN]:.3f}."
+            f"{which}, {m['ratio']:.0%} was hidden and reconstructed from the rest: {first['masked']:,} of "
+            f"{first['segments']:,} segments, at a mean cosine of {first['cosine'][RECONSTRUCTION]:.3f} with what was there. "
+            f"Interpolating the visible neighbours gives {first['cosine'][INTERPOLATION]:.3f}, their mean "
+            f"{first['cosine'][MEAN]:.3f}."
         )
         facts = [
             ("run", m["run"]),
@@ -97,11 +124,11 @@ class Interpretation:
             title=Path(m["store"]).name,
             lead=lead,
             facts=facts,
-            scores=self.table(),
+            scores=self._tables()[0],
             videos=self.videos,
             texts=self.texts,
             moments=dict(self.moments),
-            tables=tables,
+            tables=[*self._tables()[1:], *tables],
             loss_png=loss_png,
             texts_are="captions and words" if m["retrieval"] else "words",
             notes=self.notes,
@@ -179,7 +206,8 @@ def interpret(
         "seed": seed,
         "videos": len(store),
         "segments": int(store.lengths.sum()),
-        **reader.metrics(),
+        **(reader.metrics() or {}),
+        **_held_out(run, store, reader, notes),
     }
     if reader.unhidden:
         notes.append(f"{reader.unhidden} stretches were too short to hide {ratio:.0%} of them, and are not scored.")
@@ -197,6 +225,26 @@ def interpret(
         loss = Path(run) / "loss.png"
         render(result.report(tables=tables, loss_png=loss.read_bytes() if loss.is_file() else None), out)
     return result
+
+
+def _held_out(run: str | Path, store: EmbeddingStore, reader: Reader, notes: list[str]) -> dict[str, Any]:
+    """The figures on videos that the run was not trained on; says in `notes` what it was trained on."""
+    split = read_split(run)
+    if split is None:
+        notes.append("It is not recorded which of these videos the run was trained on: an older lvmae trained it.")
+        return {"held_out": None, "trained_on": None}
+    held = [place for place, identity in enumerate(store.ids) if split.get(identity) != TRAIN]
+    seen = len(store) - len(held)
+    figures = reader.metrics(held) if seen else None
+    if not seen:
+        notes.append(f"The run was trained on none of the {len(store):,} videos.")
+    elif figures is None:
+        notes.append(f"The run was trained on {seen:,} of the {len(store):,} videos, and none of the others is scored: "
+                     "the figures flatter.")  # fmt: skip
+    else:
+        notes.append(f"The run was trained on {seen:,} of the {len(store):,} videos; on these the figures flatter.")
+        figures |= {"videos": len(held), "segments": int(store.lengths[held].sum())}
+    return {"held_out": figures, "trained_on": seen}
 
 
 def _choose(lengths: np.ndarray, most: int) -> list[int]:

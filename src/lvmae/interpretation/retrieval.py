@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +101,8 @@ class Reader:
         self.unhidden = 0
         self._neighbours: dict[int, list[tuple[str, float]]] = {}
         self._cosines: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+        self._videos: list[np.ndarray] = []  # the video of each cosine
+        self._ranked: list[np.ndarray] = []  # the video of each rank
         self._ranks: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
         self._agreement: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
         self._curves = {
@@ -141,6 +143,7 @@ class Reader:
             raise WorkError("the model's reconstructions are not finite; its training has diverged")
         queries: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
         own: list[list[int]] = []
+        asked: list[np.ndarray] = []
         start = 0
         for job in jobs:
             window, fresh = job.window, job.fresh
@@ -162,16 +165,20 @@ class Reader:
                 continue
             for kind in KINDS:
                 self._cosines[kind].append(cosines[kind])
+            videos = np.full(len(places), window.video)
+            self._videos.append(videos)
             if self.texts.captions and window.video in self.texts.own:
                 mine = [self.texts.own[window.video][place] for place in places]
                 has = np.array([bool(texts) for texts in mine])
                 own += [texts for texts in mine if texts]
+                asked.append(videos[has])
                 for kind in KINDS:
                     queries[kind].append(read[kind][has])
             elif not self.texts.captions:
+                asked.append(videos)
                 for kind in KINDS:
                     queries[kind].append(read[kind])
-        self._grade({kind: np.concatenate(parts) for kind, parts in queries.items() if parts}, own)
+        self._grade({kind: np.concatenate(parts) for kind, parts in queries.items() if parts}, own, asked)
 
     def _keep_found(self, video: int, places: np.ndarray, embeddings: np.ndarray) -> None:
         if self.texts.index is None:
@@ -179,10 +186,11 @@ class Reader:
         for place, names, scores in zip(places, *self.texts.index.search(embeddings, self.top_k), strict=True):
             self._found[video][place] = [(int(n), float(s)) for n, s in zip(names, scores, strict=True)]
 
-    def _grade(self, queries: dict[str, np.ndarray], own: list[list[int]]) -> None:
+    def _grade(self, queries: dict[str, np.ndarray], own: list[list[int]], videos: list[np.ndarray]) -> None:
         index = self.texts.index
         if index is None or not queries or not len(queries[ORIGINAL]):
             return
+        self._ranked += videos
         if self.texts.captions:
             for kind in KINDS:
                 ranks, agreement = index.grade(queries[kind], own)
@@ -194,15 +202,22 @@ class Reader:
             self._ranks[kind].append(words[kind] == words[ORIGINAL])
             self._agreement[kind].append(index.cosine(words[kind], words[ORIGINAL]))
 
-    def metrics(self) -> dict[str, Any]:
-        """Numbers over all scored segments."""
-        masked = sum(map(len, self._cosines[ORIGINAL]))
-        cosine = {kind: float(np.concatenate(self._cosines[kind]).mean()) for kind in KINDS}
+    def metrics(self, videos: Collection[int] | None = None) -> dict[str, Any] | None:
+        """Numbers over all scored segments, or those of some videos; None where these have none."""
+        scored, asked = (
+            np.isin(np.concatenate(of), list(videos)) if videos is not None and of else slice(None)
+            for of in (self._videos, self._ranked)
+        )
+        cosines = {kind: np.concatenate(self._cosines[kind])[scored] for kind in KINDS}
+        masked = len(cosines[ORIGINAL])
+        if not masked:
+            return None
+        cosine = {kind: float(values.mean()) for kind, values in cosines.items()}
         retrieval: dict[str, Any] | None = None
         words: dict[str, Any] | None = None
-        if self._ranks[ORIGINAL]:
-            ranks = {kind: np.concatenate(self._ranks[kind]) for kind in KINDS}
-            agreement = {kind: float(np.concatenate(self._agreement[kind]).mean()) for kind in KINDS}
+        ranks = {kind: np.concatenate(self._ranks[kind] or [np.zeros(0)])[asked] for kind in KINDS}
+        if len(ranks[ORIGINAL]):
+            agreement = {kind: float(np.concatenate(self._agreement[kind])[asked].mean()) for kind in KINDS}
             if self.texts.captions:
                 retrieval = {"captions": self.texts.indexed, "queries": len(ranks[ORIGINAL])}
                 for kind in KINDS:

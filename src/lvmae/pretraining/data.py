@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvmae.errors import InputError, LVMAEError
 from lvmae.model.plan import Capacity, Plan, make_plan
-from lvmae.pretraining.split import HELD_OUT, TRAIN, Ids, split_stores
+from lvmae.pretraining.split import Ids, split_stores
 from lvmae.recipes import Recipe
+from lvmae.runs import HELD_OUT, TRAIN
 from lvmae.sequences import (
     DurationSampling,
     SegmentTimes,

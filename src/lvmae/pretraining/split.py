@@ -20,16 +20,13 @@ import numpy as np
 
 from lvmae.errors import InputError
 from lvmae.files.id_lists import read_ids
-from lvmae.files.table_files import cell_text, read_table
 from lvmae.files.writing import write_text
 from lvmae.recipes import Recipe
+from lvmae.runs import EXCLUDED, HELD_OUT, SPLIT_FILE, TOO_SHORT, TRAIN
 from lvmae.sequences import split_videos
 from lvmae.store import EmbeddingStore
 
 log = logging.getLogger(__name__)
-
-SPLIT_FILE = "split.csv"
-TRAIN, HELD_OUT, TOO_SHORT, EXCLUDED = "train", "held_out", "too_short", "excluded"
 
 Ids = str | os.PathLike[str] | Collection[str]
 
@@ -109,22 +106,6 @@ def split_stores(
             f"mask_ratio={recipe.mask_ratio:g} takes to leave one visible and one masked; use longer videos or shorter segments"
         )
     return Split(stores, parts)
-
-
-def read_split(run: str | os.PathLike[str]) -> dict[str, str] | None:
-    """id -> its part in a run, "train" where any store's video of that id was trained on; None for runs that did not write it.
-
-    Raises InputError where the file is damaged.
-    """
-    path = Path(run) / SPLIT_FILE
-    if not path.is_file():
-        return None
-    found: dict[str, str] = {}
-    for row in read_table(path).rows:
-        identity, part = cell_text(row.values.get("id")), cell_text(row.values.get("split"))
-        if found.get(identity) != TRAIN:
-            found[identity] = part
-    return found
 
 
 def _listed(ids: Ids | None, stores: Sequence[EmbeddingStore], what: str) -> set[str] | None:

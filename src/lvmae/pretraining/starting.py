@@ -13,8 +13,8 @@ import torch
 
 from lvmae.errors import InputError
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
-from lvmae.pretraining.split import HELD_OUT, TRAIN, Split, read_split
-from lvmae.runs import is_run, load_run_autoencoder, run_fingerprint
+from lvmae.pretraining.split import Split
+from lvmae.runs import HELD_OUT, TRAIN, is_run, load_run_autoencoder, read_split, run_fingerprint
 
 log = logging.getLogger(__name__)
 
