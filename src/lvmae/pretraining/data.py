@@ -7,18 +7,19 @@ numbers of a `table`; they are widened and normalised where the model is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lvmae.errors import InputError, LVMAEError
 from lvmae.model.plan import Capacity, Plan, make_plan
+from lvmae.pretraining.loading import load
 from lvmae.pretraining.split import Ids, split_stores
 from lvmae.recipes import Recipe
 from lvmae.runs import HELD_OUT, TRAIN
@@ -211,20 +212,17 @@ class TrainingData:
 
         Raises what reading a store raises. Close it, for that ends the loader's processes.
         """
-        workers = self.recipe.num_workers
-        loader: DataLoader[MicroBatch | LVMAEError] = DataLoader(
+        loaded = load(
             _Batches(self.windows, self._rows if as_rows else None),
-            batch_size=None,
-            sampler=_Shares(self, step, rank, world, filled_up),
-            num_workers=workers,
-            worker_init_fn=_leave_stopping_to_the_loop if workers else None,
-            pin_memory=device.type == "cuda",
-            collate_fn=_as_it_is,
+            _Shares(self, step, rank, world, filled_up),
+            workers=self.recipe.num_workers,
+            pinned=device.type == "cuda",
         )
-        for found in loader:
-            if isinstance(found, LVMAEError):
-                raise found
-            yield found
+        with contextlib.closing(loaded):
+            for found in loaded:
+                if isinstance(found, LVMAEError):
+                    raise found
+                yield found
 
     def shares(self, step: int, rank: int, world: int, filled_up: bool = False) -> Iterator[_Share]:
         """Which windows those are, and what their segments count."""
@@ -318,13 +316,3 @@ class _Batches(Dataset["MicroBatch | LVMAEError"]):
         ends = np.cumsum(lengths)
         found[: ends[-1]] = np.arange(ends[-1]) + np.repeat(firsts - (ends - lengths), lengths)
         return found
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _leave_stopping_to_the_loop(_worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, and the loop still needs its workers to finish the step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -41,6 +41,7 @@ from lvmae.pretraining.captured import one_ahead
 from lvmae.pretraining.card import draw_curves, model_card, verdict
 from lvmae.pretraining.checkpoints import Checkpoints, Snapshot, restore, save_model
 from lvmae.pretraining.data import MicroBatch, TrainingData
+from lvmae.pretraining.loading import dead_workers_in_a_sentence
 from lvmae.pretraining.optimisation import adamw, learning_rate
 from lvmae.pretraining.run_folder import RunFolder, read_metrics
 from lvmae.pretraining.split import Ids
@@ -135,7 +136,12 @@ def pretrain(
         log.warning(warning)
     if start is not None:
         start.warn_of_leaks(data.split)
-    with _few_threads(config), own_accelerate_state(), _accelerator(chosen, folder.path) as accelerator:
+    with (
+        _few_threads(config),
+        dead_workers_in_a_sentence(chosen.num_workers),
+        own_accelerate_state(),
+        _accelerator(chosen, folder.path) as accelerator,
+    ):
         accelerator.wait_for_everyone()  # all have looked at the folder before the first process writes to it
         try:
             _Training(
