@@ -1,13 +1,19 @@
-"""One training step, packed, against the method as it is usually run: padded to 256 tokens, plain softmax attention.
+"""One training step against the method padded: as it is usually run, and as well as padding can be run.
 
-Both models have the same weights and see the same windows; forward, backward and optimiser are timed in one run, taking turns.
+- ours: the step of `lvmae pretrain`. On a GPU compiled and recorded as one CUDA graph, on a CPU as it is.
+- reference: padded to 256 places whatever the lengths, plain softmax attention, no gathering of visible places.
+- best_padded (GPU, or --best): padded to the batch's longest rounded up to 64, visible places gathered, SDPA, compiled, recorded,
+  the same optimiser.
+
+All have the same weights and see the same windows; forward, backward and optimiser are timed in one run, taking turns.
 Workloads: `films` draws the paper's durations from videos of 5-30 minutes, `clips` from videos of 1-3 minutes.
 
     python benchmarks/training_step.py                                    # d 1024, 4 + 1 layers, batch 16, on the CPU
-    python benchmarks/training_step.py --device cuda --compile --batch 256 --no-reference  # all 32 + 8 layers, bf16
+    python benchmarks/training_step.py --device cuda --batch 16 128 --kernels      # all 32 + 8 layers, bf16
 
 Prints JSON; `--out FILE` writes it too. `activations` is what a forward pass keeps for the backward pass (storages counted
-once, parameters left out); `peak` is how far a whole step rises above weights, gradients and optimiser state.
+once, parameters left out); `peak` is how far a whole step rises above weights, gradients and optimiser state. `kernels` is where
+the time of one step goes, in ms, idle time included, so that it sums to the step's.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.model.plan import Capacity, Plan, make_plan
+from lvmae.pretraining.captured import CapturedStep
+from lvmae.pretraining.data import MicroBatch
+from lvmae.pretraining.optimisation import adamw, compile_blocks
+from lvmae.sequences import dealt_batches
 
 SEGMENT_SECONDS = 5
 WORKLOADS = {"films": (5 * 60, 30 * 60), "clips": (60, 3 * 60)}  # shortest and longest video, seconds
@@ -148,67 +159,210 @@ def additive_mask(seen: Tensor) -> Tensor:
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -math.inf)[:, None, None, :]
 
 
+# -- as well as padding can be run
+
+
+@dataclass
+class PaddedBatch:
+    """Windows padded to the longest of the batch, rounded up to 64."""
+
+    embeddings: Tensor  # (B,S,D) float16
+    real: Tensor  # (B,S)
+    masked: Tensor  # (B,S)
+    visible: Tensor  # (B,K) places of the visible segments
+    visible_real: Tensor  # (B,K)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.embeddings, self.real, self.masked, self.visible, self.visible_real]
+
+    def clone(self) -> PaddedBatch:
+        return PaddedBatch(*(tensor.clone() for tensor in self.tensors()))
+
+    def to(self, device: torch.device) -> PaddedBatch:
+        return PaddedBatch(*(tensor.to(device) for tensor in self.tensors()))
+
+
+def padded_block(block: Any, x: Tensor, seen: Tensor) -> Tensor:
+    """x (B,S,D), seen (B,1,1,S) -> (B,S,D)."""
+    batch, places, width = x.shape
+    qkv = block.attn.qkv(block.norm1(x)).view(batch, places, 3, block.attn.heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(batch, places, width)
+    x = x + block.attn.proj(mixed)
+    out: Tensor = x + block.mlp(block.norm2(x))
+    return out
+
+
+class BestPadded(nn.Module):
+    """The masked autoencoder on padded batches, with the weights of an `LVMAEForPreTraining`."""
+
+    positions: Tensor
+    decoder_positions: Tensor
+
+    def __init__(self, model: LVMAEForPreTraining, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.register_buffer("positions", sincos(config.max_segments, config.hidden_size), persistent=False)
+        self.register_buffer(
+            "decoder_positions", sincos(config.max_segments, config.decoder_hidden_size), persistent=False
+        )
+        self.block: Callable[[Any, Tensor, Tensor], Tensor] = padded_block
+        if compiled:
+            self.block = torch.compile(padded_block, fullgraph=True, dynamic=True)
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        encoder, decoder = self.model.lvmae, self.model.decoder
+        y = F.normalize(batch.embeddings.float(), dim=-1)
+        count, places, width = y.shape
+        visible = batch.visible[..., None]
+        x = torch.gather(y, 1, visible.expand(-1, -1, width)) + self.positions[batch.visible]
+        x = torch.cat([encoder.cls_token.float().expand(count, 1, width), x], 1)
+        seen = F.pad(batch.visible_real, (1, 0), value=True)[:, None, None]
+        for block in encoder.blocks:
+            x = self.block(block, x, seen)
+        z = decoder.embed(encoder.norm(x))
+        rows = torch.cat(
+            [decoder.mask_token.to(z.dtype).expand(count, places, -1), z.new_zeros(count, 1, z.shape[2])], 1
+        )
+        target = torch.where(batch.visible_real, batch.visible, places)[..., None].expand(-1, -1, z.shape[2])
+        rows = rows.scatter(1, target, z[:, 1:])[:, :places].float() + self.decoder_positions[:places]
+        rows = torch.cat([z[:, :1].float(), rows], 1)
+        seen = F.pad(batch.real, (1, 0), value=True)[:, None, None]
+        for block in decoder.blocks:
+            rows = self.block(block, rows, seen)
+        error = (decoder.pred(decoder.norm(rows))[:, 1:].float() - y).square().mean(-1)
+        loss: Tensor = (error * batch.masked).sum() / batch.masked.sum()
+        return loss
+
+
 # -- the batches
 
 
 @dataclass
 class Batch:
-    """The same windows, packed and padded."""
+    """The same windows in three forms."""
 
     lengths: list[int]
     num_visible: list[int]
-    packed: Tensor  # (1,N,D)
-    packed_masked: Tensor  # (1,N)
-    padded: Tensor  # (B,256,D)
+    ours: MicroBatch  # with rows of the table of all windows
+    padded: Tensor  # (B,256,D) float32
     real: Tensor  # (B,256)
     padded_masked: Tensor
+    best: PaddedBatch
 
 
-def draw_batch(rng: np.random.Generator, workload: str, size: int, config: LVMAEConfig, ratio: float) -> Batch:
-    """The paper's dynamic sampling: a duration from [10 s, 256 segments], that many segments or all there are."""
+def draw_batches(
+    rng: np.random.Generator, workload: str, size: int, count: int, config: LVMAEConfig, ratio: float, filled_up: bool
+) -> tuple[list[Batch], Tensor]:
+    """The paper's dynamic sampling: a duration from [10 s, 256 segments], that many segments or all there are.
+
+    Dealt by length as in pre-training. The second value is the table of all windows, (segments, D) float16.
+    """
     shortest, longest = (seconds // SEGMENT_SECONDS for seconds in WORKLOADS[workload])
-    d, places = config.hidden_size, config.max_segments
-    lengths, num_visible, parts, masks = [], [], [], []
-    padded = torch.zeros(size, places, d)
-    real = torch.zeros(size, places, dtype=torch.bool)
-    padded_masked = torch.zeros(size, places, dtype=torch.bool)
-    for b in range(size):
-        segments = int(rng.integers(shortest, longest + 1))
-        length = min(segments, int(rng.integers(2, places + 1)))
-        window = F.normalize(torch.from_numpy(rng.standard_normal((length, d), dtype=np.float32)), dim=-1)
-        visible = max(1, int(length * (1 - ratio)))
-        masked = torch.ones(length, dtype=torch.bool)
-        masked[torch.from_numpy(rng.permutation(length)[:visible])] = False
-        lengths.append(length)
-        num_visible.append(visible)
-        parts.append(window)
-        masks.append(masked)
-        padded[b, :length] = window
+    videos = rng.integers(shortest, longest + 1, size * count)
+    lengths = np.minimum(videos, rng.integers(2, config.max_segments + 1, size * count))
+    visible = np.maximum(1, (lengths * (1 - ratio)).astype(int))
+    table = F.normalize(
+        torch.from_numpy(rng.standard_normal((int(lengths.sum()), config.hidden_size), dtype=np.float32)), dim=-1
+    ).half()
+    firsts = np.cumsum(lengths) - lengths
+    masks = []
+    for length, seen in zip(lengths, visible, strict=True):
+        mask = np.ones(length, dtype=bool)
+        mask[rng.permutation(length)[:seen]] = False
+        masks.append(mask)
+    dealt = dealt_batches(lengths, 0, 0, size)
+    sizes = [(size, int(visible[items].sum()), int((lengths - visible)[items].sum())) for items in dealt]
+    capacity = Capacity.of(sizes, config.max_segments) if filled_up else None
+    batches = []
+    for items in dealt:
+        plan: Plan = make_plan(
+            lengths[items],
+            np.concatenate([masks[item] for item in items]),
+            capacity=capacity,
+            longest=config.max_segments,
+        )
+        rows = np.concatenate([np.arange(firsts[item], firsts[item] + lengths[item]) for item in items])
+        rows = np.pad(rows, (0, len(plan.sequence) - len(rows)))
+        padded, real, padded_masked = padded_to(config.max_segments, items, table, firsts, masks)
+        places = min(config.max_segments, -(-int(lengths[items].max()) // 64) * 64)
+        kept = -(-int(visible[items].max()) // 32) * 32
+        seen_at = torch.zeros(size, kept, dtype=torch.int64)
+        seen_real = torch.zeros(size, kept, dtype=torch.bool)
+        for b, item in enumerate(items):
+            seen_at[b, : visible[item]] = torch.from_numpy(np.flatnonzero(~masks[item]))
+            seen_real[b, : visible[item]] = True
+        best = PaddedBatch(
+            padded[:, :places].half(), real[:, :places], padded_masked[:, :places].float(), seen_at, seen_real
+        )
+        batches.append(
+            Batch(
+                lengths[items].tolist(),
+                visible[items].tolist(),
+                MicroBatch(torch.from_numpy(rows), plan),
+                padded,
+                real,
+                padded_masked,
+                best,
+            )
+        )
+    return batches, table
+
+
+def padded_to(
+    places: int, items: list[int], table: Tensor, firsts: np.ndarray, masks: list[np.ndarray]
+) -> tuple[Tensor, Tensor, Tensor]:
+    padded = torch.zeros(len(items), places, table.shape[1])
+    real = torch.zeros(len(items), places, dtype=torch.bool)
+    masked = torch.zeros(len(items), places, dtype=torch.bool)
+    for b, item in enumerate(items):
+        length = len(masks[item])
+        padded[b, :length] = table[firsts[item] : firsts[item] + length].float()
         real[b, :length] = True
-        padded_masked[b, :length] = masked
-    return Batch(lengths, num_visible, torch.cat(parts)[None], torch.cat(masks)[None], padded, real, padded_masked)
+        masked[b, :length] = torch.from_numpy(masks[item])
+    return padded, real, masked
 
 
 # -- measuring
 
 
 class Runner:
-    """A model with its optimiser; `loss` runs it on a batch."""
+    """A model with its optimiser; `inputs` takes of a batch what `loss` computes on."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor], device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Callable[[Batch], Any],
+        loss: Callable[[Any], Tensor],
+        device: torch.device,
+        precision: str,
+        captured: bool = False,
+    ) -> None:
         self.model = model
-        self.loss = loss
+        self.inputs = inputs
         self.device = device
         self.autocast = precision == "bf16"
-        self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05, fused=True
-        )
+        self._loss = loss
+        self.optimiser = adamw(model, betas=(0.9, 0.95), weight_decay=0.05)
+        for group in self.optimiser.param_groups:
+            group["lr"] = 1e-5
+        self.warm_up = 0.0
+        self.captured = CapturedStep(self.loss, self._update, self.optimiser, device) if captured else None
+
+    def _update(self) -> None:
+        self.optimiser.step()
+
+    def loss(self, inputs: Any) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            return self._loss(inputs)
 
     def forward(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            return self.loss(batch)
+        return self.loss(self.inputs(batch))
 
     def step(self, batch: Batch) -> Tensor:
+        if self.captured is not None and (done := self.captured(self.inputs(batch), 1e-5)) is not None:
+            return done[0]
         loss = self.forward(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
@@ -245,9 +399,10 @@ class Runner:
         self.optimiser.zero_grad(set_to_none=False)
         gc.collect()
         if self.device.type == "cuda":
+            # Without a graph, whose memory stays held: what it computes is the same.
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            self.step(batch)
+            self.forward(batch).backward()  # type: ignore[no-untyped-call]
             return int(torch.cuda.max_memory_allocated() - before)
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -255,6 +410,38 @@ class Runner:
         before = process_bytes("VmRSS")
         self.step(batch)
         return process_bytes("VmHWM") - before
+
+    def kernels(self, batches: list[Batch]) -> dict[str, float]:
+        """Milliseconds of a step by kind of kernel; "idle" is what the device waits."""
+        self.step(batches[0])
+        synchronise(self.device)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            start = time.perf_counter()
+            for batch in batches:
+                self.step(batch)
+            synchronise(self.device)
+            wall = (time.perf_counter() - start) * 1e3
+        found: dict[str, float] = {}
+        for event in profile.key_averages():
+            kind = next(
+                (kind for kind, marks in KERNELS.items() if any(m in event.key.lower() for m in marks)), "other"
+            )
+            found[kind] = found.get(kind, 0.0) + event.self_device_time_total / 1e3
+        table = {kind: round(ms / len(batches), 3) for kind, ms in sorted(found.items(), key=lambda item: -item[1])}
+        return table | {
+            "idle": round((wall - sum(found.values())) / len(batches), 3),
+            "step": round(wall / len(batches), 3),
+        }
+
+
+KERNELS = {
+    "attention": ("flash", "fmha", "attention"),
+    "matrix products": ("gemm", "cutlass", "cublas", "nvjet", "xmma"),
+    "optimiser": ("adam", "multi_tensor"),
+    "copies": ("memcpy", "memset", "copy"),
+    "norms and elementwise": ("triton", "layer_norm", "elementwise", "gelu", "reduce"),
+    "gathers": ("index", "gather", "scatter"),
+}
 
 
 def synchronise(device: torch.device) -> None:
@@ -287,88 +474,109 @@ def step_flops(config: LVMAEConfig, batch: Batch) -> float:
     return 6.0 * macs
 
 
-@contextlib.contextmanager
 def built(
-    config: LVMAEConfig, device: torch.device, precision: str, compiled: bool, reference: bool
-) -> Iterator[tuple[Runner, Runner | None]]:
-    """The packed model and the reference with the same weights."""
+    config: LVMAEConfig, device: torch.device, precision: str, names: list[str], table: Tensor
+) -> dict[str, Runner]:
+    """The models, each with the same weights."""
+    cuda = device.type == "cuda"
     torch.manual_seed(0)
-    packed = LVMAEForPreTraining(config)
-    other: Runner | None = None
-    if reference:
-        padded = Reference(config)
-        padded.load_state_dict(packed.state_dict())
-        padded.to(device)
+    first = LVMAEForPreTraining(config)
+    weights = first.state_dict()
+    runners = {}
+    if "ours" in names:
+        ours = LVMAEForPreTraining(config)
+        ours.load_state_dict(weights)
+        ours.to(device)  # type: ignore[arg-type]
+        if cuda:
+            compile_blocks(ours)
+        rows = table.to(device)
 
-        def padded_loss(batch: Batch) -> Tensor:
-            loss: Tensor = padded(batch.padded.to(device), batch.real.to(device), batch.padded_masked.to(device))
+        def our_loss(micro: MicroBatch) -> Tensor:
+            tokens = F.normalize(rows.index_select(0, micro.tokens).float(), dim=-1)
+            loss: Tensor = ours(inputs_embeds=tokens, plan=micro.plan).loss
             return loss
 
-        other = Runner(padded, padded_loss, device, precision)
-    packed.to(device)  # type: ignore[arg-type]
-    if compiled:
-        for block in packed.blocks():
-            block.compile(dynamic=True)
-
-    def packed_loss(batch: Batch) -> Tensor:
-        loss: Tensor = packed(
-            inputs_embeds=batch.packed.to(device, non_blocking=True),
-            bool_masked_pos=batch.packed_masked.to(device, non_blocking=True),
-            lengths=batch.lengths,
-            num_visible=batch.num_visible,
-        ).loss
-        return loss
-
-    yield Runner(packed, packed_loss, device, precision), other
+        runners["ours"] = Runner(ours, lambda batch: batch.ours.to(device), our_loss, device, precision, captured=cuda)
+    if "reference" in names:
+        padded = Reference(config)
+        padded.load_state_dict(weights)
+        padded.to(device)
+        runners["reference"] = Runner(
+            padded,
+            lambda batch: [x.to(device) for x in (batch.padded, batch.real, batch.padded_masked)],
+            lambda inputs: padded(*inputs),
+            device,
+            precision,
+        )
+    if "best_padded" in names:
+        base = LVMAEForPreTraining(config)
+        base.load_state_dict(weights)
+        best = BestPadded(base, compiled=cuda)
+        best.to(device)
+        runners["best_padded"] = Runner(
+            best, lambda batch: batch.best.to(device), best, device, precision, captured=cuda
+        )
+    return runners
 
 
 def measure(
-    packed: Runner, reference: Runner | None, batches: list[Batch], config: LVMAEConfig, warm_up: int
+    runners: dict[str, Runner], batches: list[Batch], config: LVMAEConfig, warm_up: int, kernels: bool
 ) -> dict[str, Any]:
     """Times of steps that take turns, then memory on one batch."""
     videos = len(batches[0].lengths)
     tokens = [sum(batch.lengths) for batch in batches]
+    device = next(iter(runners.values())).device
     result: dict[str, Any] = {"segments_a_video": round(statistics.mean(tokens) / videos, 1)}
-    if reference is not None:
-        with torch.no_grad():
-            ours, theirs = packed.forward(batches[0]).item(), reference.forward(batches[0]).item()
-        result["loss"] = {"packed": ours, "reference": theirs}
-    runners = {"packed": packed} | ({"reference": reference} if reference is not None else {})
+    with torch.no_grad():
+        result["loss"] = {name: runner.forward(batches[0]).item() for name, runner in runners.items()}
     for runner in runners.values():
-        for n in range(warm_up):
-            runner.step(batches[n % len(batches)])
+        began = time.perf_counter()
+        # Every size of batch once: each is compiled or recorded for itself.
+        for batch in batches if runner.captured else batches[:warm_up]:
+            runner.step(batch)
+        synchronise(device)
+        runner.warm_up = time.perf_counter() - began
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for batch in batches:
-        for name, runner in runners.items():
-            times[name].append(runner.timed_step(batch))
-    if packed.device.type == "cuda":
+    if device.type == "cuda":
         # Steps one after the other, as in training: nothing waits for the device between them.
-        synchronise(packed.device)
-        start = time.perf_counter()
+        for name, runner in runners.items():
+            start = time.perf_counter()
+            for batch in batches:
+                runner.step(batch)
+            synchronise(device)
+            times[name] = [(time.perf_counter() - start) / len(batches)] * len(batches)
+    else:
         for batch in batches:
-            packed.step(batch)
-        synchronise(packed.device)
-        times["packed"] = [(time.perf_counter() - start) / len(batches)] * len(batches)
+            for name, runner in runners.items():
+                times[name].append(runner.timed_step(batch))
     largest = max(batches, key=lambda batch: sum(batch.lengths))
+    flops = sum(step_flops(config, batch) for batch in batches)
     for name, runner in runners.items():
+        rate = flops / sum(times[name])
         result[name] = {
-            "seconds_a_step": [round(seconds, 4) for seconds in times[name]],
+            "seconds_a_step": sorted({round(seconds, 5) for seconds in times[name]}),
             "videos_per_second": round(videos * len(batches) / sum(times[name]), 3),
+            "warm_up_seconds": round(runner.warm_up, 1),
             "activations_mib": round(runner.activation_bytes(largest) / 2**20, 1),
-            "peak_mib": round(runner.peak_bytes(largest) / 2**20, 1),
+            "tflops_on_real_tokens": round(rate / 1e12, 3),
         }
-    if reference is not None:
-        ours_, theirs_ = result["packed"], result["reference"]
-        result["times_faster"] = round(ours_["videos_per_second"] / theirs_["videos_per_second"], 2)
-        result["activations_ratio"] = round(ours_["activations_mib"] / theirs_["activations_mib"], 3)
-        result["peak_ratio"] = round(ours_["peak_mib"] / theirs_["peak_mib"], 3)
-    flops = sum(step_flops(config, batch) for batch in batches) / sum(times["packed"])
-    result["packed"]["tflops_on_real_tokens"] = round(flops / 1e12, 3)
-    if packed.device.type == "cuda":
-        name = torch.cuda.get_device_name()
-        peak = next((value for key, value in PEAK_BF16_FLOPS.items() if key in name), None)
-        result["packed"]["mfu"] = round(flops / peak, 4) if peak else None
-        result["packed"]["hours_for_the_paper"] = round(PAPER_VIDEOS / result["packed"]["videos_per_second"] / 3600, 3)
+        if device.type == "cuda":
+            gpu = torch.cuda.get_device_name()
+            peak = next((value for key, value in PEAK_BF16_FLOPS.items() if key in gpu), None)
+            result[name]["mfu"] = round(rate / peak, 4) if peak else None
+            result[name]["recorded"] = runner.captured is not None and not runner.captured.failed
+            if kernels and runner.captured:
+                result[name]["kernels_ms"] = table = runner.kernels(batches[:5])
+                result[name]["idle_share"] = round(table["idle"] / table["step"], 4)
+        result[name]["peak_mib"] = round(runner.peak_bytes(largest) / 2**20, 1)
+    for other in runners.keys() - {"ours"}:
+        if "ours" in runners:
+            result[f"ours_over_{other}"] = {
+                key: round(result["ours"][key] / result[other][key], 3)
+                for key in ("videos_per_second", "activations_mib", "peak_mib")
+            }
+    if "ours" in runners:
+        result["hours_for_the_paper"] = round(PAPER_VIDEOS / result["ours"]["videos_per_second"] / 3600, 3)
     return result
 
 
@@ -396,7 +604,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, help="encoder layers, a quarter as many in the decoder; 4, or 32 on a GPU"
     )
-    parser.add_argument("--batch", type=int, default=16, help="videos a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="videos a step")
     parser.add_argument("--batches", type=int, help="steps timed, each on other windows; 3, or 30 on a GPU")
     parser.add_argument("--mask-ratio", type=float, default=0.5)
     parser.add_argument(
@@ -407,8 +615,10 @@ def main() -> None:
     )
     parser.add_argument("--workload", nargs="+", choices=tuple(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the packed model's blocks")
-    parser.add_argument("--no-reference", action="store_true", help="time the packed model alone")
+    parser.add_argument("--no-reference", action="store_true", help="leave out the reference, which is slow")
+    parser.add_argument("--best", action="store_true", help="the best padded step on a CPU too")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--kernels", action="store_true", help="on a GPU, where the time of a step goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here, e.g. benchmarks/results/training_step.json")
     args = parser.parse_args()
@@ -417,27 +627,34 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     layers = args.layers or (32 if cuda else 4)
-    config = LVMAEConfig(num_hidden_layers=layers, decoder_num_hidden_layers=max(1, layers // 4))
+    config = LVMAEConfig(
+        hidden_size=args.width, num_hidden_layers=layers, decoder_num_hidden_layers=max(1, layers // 4)
+    )
     report: dict[str, Any] = {
         "benchmark": "training_step",
         "hardware": hardware(device),
         "model": {"width": config.hidden_size, "layers": layers, "decoder_layers": config.decoder_num_hidden_layers},
         "batch": args.batch,
         "mask_ratio": args.mask_ratio,
-        "compiled": args.compile,
         "results": {},
     }
     precisions = args.precision or (["bf16"] if cuda else ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"])
     if not cuda and "bf16" not in precisions:
         report["note"] = "no bf16: this CPU has no instructions for it"
+    names = ["ours", *([] if args.no_reference else ["reference"]), *(["best_padded"] if cuda or args.best else [])]
+    count = args.batches or (20 if cuda else 3)
     for precision in precisions:
         for workload in args.workload:
-            rng = np.random.default_rng([args.seed, list(WORKLOADS).index(workload)])
-            count = args.batches or (30 if cuda else 3)
-            batches = [draw_batch(rng, workload, args.batch, config, args.mask_ratio) for _ in range(count)]
-            with built(config, device, precision, args.compile, not args.no_reference) as (packed, reference):
-                measured = measure(packed, reference, batches, config, warm_up=10 if cuda else 1)
-            report["results"][f"{workload}, {precision}"] = measured
+            for size in args.batch:
+                rng = np.random.default_rng([args.seed, list(WORKLOADS).index(workload)])
+                batches, table = draw_batches(rng, workload, size, count, config, args.mask_ratio, filled_up=cuda)
+                runners = built(config, device, precision, names, table)
+                measured = measure(runners, batches, config, warm_up=3 if cuda else 1, kernels=args.kernels and cuda)
+                report["results"][f"{workload}, batch {size}, {precision}"] = measured
+                runners.clear()
+                gc.collect()
+                if cuda:
+                    torch.cuda.empty_cache()
     text = json.dumps(report, indent=2)
     print(text)
     if args.out:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,17 +52,32 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
+class Inputs(Protocol):
+    """What a step computes on, a `MicroBatch` for one."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of it."""
+        ...
+
+    def clone(self) -> Self:
+        """The same in memory of its own."""
+        ...
+
+
+Batch = TypeVar("Batch", bound=Inputs)
+
+
 @dataclass(frozen=True)
-class _Graph:
+class _Graph(Generic[Batch]):
     """A recorded step: replayed, it reads `inputs` and writes `loss` and `norm`."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: MicroBatch
+    inputs: Batch
     loss: Tensor  # ()
     norm: Tensor | None  # ()
 
 
-class CapturedStep:
+class CapturedStep(Generic[Batch]):
     """A training step as one CUDA graph for each size of batch.
 
     Make it when weights and moments are those that training starts from.
@@ -75,7 +90,7 @@ class CapturedStep:
 
     def __init__(
         self,
-        loss: Callable[[MicroBatch], Tensor],
+        loss: Callable[[Batch], Tensor],
         update: Callable[[], Tensor | None],
         optimizer: torch.optim.Optimizer,
         device: torch.device,
@@ -84,11 +99,11 @@ class CapturedStep:
         self._update = update
         self._optimizer = optimizer
         self._rate = torch.zeros((), device=device)
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._graphs: dict[tuple[torch.Size, ...], _Graph[Batch]] = {}
         self._pool: Any = None
         self.failed = False
 
-    def __call__(self, micro: MicroBatch, rate: float) -> tuple[Tensor, Tensor | None] | None:
+    def __call__(self, micro: Batch, rate: float) -> tuple[Tensor, Tensor | None] | None:
         """Runs a step: its loss and the gradients' norm. None, with nothing done, where it cannot be recorded."""
         sizes = tuple(tensor.shape for tensor in micro.tensors())
         if sizes not in self._graphs and not self.failed:
@@ -114,8 +129,8 @@ class CapturedStep:
         # The next replay writes to the same memory.
         return recorded.loss.clone(), None if recorded.norm is None else recorded.norm.clone()
 
-    def _record(self, micro: MicroBatch) -> _Graph:
-        inputs = MicroBatch(micro.tokens.clone(), micro.plan.clone())
+    def _record(self, micro: Batch) -> _Graph[Batch]:
+        inputs = micro.clone()
         make_moments(self._optimizer)
         for group in self._optimizer.param_groups:
             group["lr"], group["capturable"] = self._rate, True

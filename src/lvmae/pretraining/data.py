@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,9 @@ from lvmae.sequences.dataset import Drawn
 from lvmae.sequences.masking import count_visible, shortest_maskable
 from lvmae.store import EmbeddingStore
 
+log = logging.getLogger(__name__)
+
+_DEVICE_SHARE = 0.4  # of the device's free memory, at most, for the embeddings
 _PART_BYTES = 1 << 28  # of a store that crosses to a device at once
 
 
@@ -50,6 +54,10 @@ class MicroBatch(NamedTuple):
     def to(self, device: torch.device) -> MicroBatch:
         """On a device; from pinned memory without waiting."""
         return MicroBatch(self.tokens.to(device, non_blocking=True), self.plan.to(device))
+
+    def clone(self) -> MicroBatch:
+        """The same in memory of its own."""
+        return MicroBatch(self.tokens.clone(), self.plan.clone())
 
     def tensors(self) -> list[torch.Tensor]:
         """All of it but the number that is the same for every batch."""
@@ -179,10 +187,16 @@ class TrainingData:
         epochs, within = divmod(step, self.steps_per_epoch)
         return epochs * len(self.windows) + within * self.recipe.batch_size
 
-    @property
-    def table_bytes(self) -> int:
-        """The size of `table`."""
-        return int(self._rows[-1]) * self.windows.stores[0].dim * 2
+    def table_on(self, device: torch.device) -> torch.Tensor | None:
+        """All segments on the device, `table`, where the recipe says so or there is room; None where they stay on the host."""
+        if self.recipe.data != "auto":
+            return self.table(device) if self.recipe.data == "device" else None
+        if device.type != "cuda":
+            return None
+        size = int(self._rows[-1]) * self.windows.stores[0].dim * 2
+        fits = size <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+        log.info("The embeddings, %.2f GB, stay on the %s.", size / 1e9, "GPU" if fits else "host")
+        return self.table(device) if fits else None
 
     def table(self, device: torch.device) -> torch.Tensor:
         """All segments of all stores on a device: (segments, D) float16."""

@@ -60,8 +60,6 @@ log = logging.getLogger(__name__)
 
 _ONE_THREAD_WIDTH = 512  # measured at 384: 10.5 s with one thread, 12.4 s with two
 
-_DEVICE_SHARE = 0.4  # of the device's free memory, at most, for the embeddings
-
 _DRAW_SECONDS = 60.0  # between drawings of the curves, which is slow beside a short run
 
 Stores = str | Path | EmbeddingStore | Sequence[str | Path | EmbeddingStore]
@@ -224,8 +222,7 @@ class _Training:
         model.train()
         optimizer = adamw(model, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.table = data.table(accelerator.device) if self._table_fits() else None
-        self.compute = Step(accelerator, self.model, self.optimizer, recipe, self.table)
+        self.compute = Step(accelerator, self.model, self.optimizer, recipe, data.table_on(accelerator.device))
         self.validation: Validation | None = None
         self.watch: Watch | None = None
         if data.validation:
@@ -261,15 +258,9 @@ class _Training:
         for record in read_metrics(self.folder.path):  # of what is resumed
             self.best.see(record)
         saved_at = time.monotonic()
-        device = self.accelerator.device
-        batches = self.data.batches(
-            step,
-            self.accelerator.process_index,
-            self.world,
-            device,
-            filled_up=self.compute.compiled,
-            as_rows=self.table is not None,
-        )
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        filled_up, as_rows = self.compute.compiled, self.compute.table is not None
+        batches = self.data.batches(step, rank, self.world, device, filled_up=filled_up, as_rows=as_rows)
         with (
             self._bar(step) as bar,
             _requests_to_stop() as stop,
@@ -378,16 +369,6 @@ class _Training:
         loss, norm = self.compute(micro_batches, lr)
         self.objective.after_step(self.accelerator.unwrap_model(self.model))
         self.recorded.append(_Recorded(step + 1, lr, loss, norm))
-
-    def _table_fits(self) -> bool:
-        """Whether the embeddings lie on the device during the run."""
-        size, device = self.data.table_bytes, self.accelerator.device
-        if self.recipe.data != "auto":
-            return self.recipe.data == "device"
-        fits = device.type == "cuda" and size <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
-        if self.main and device.type == "cuda":
-            log.info("The embeddings, %.2f GB, stay on the %s.", size / 1e9, "GPU" if fits else "host")
-        return fits
 
     def _record(self) -> None:
         """Writes the steps since the last call. Raises WorkError where a loss is not finite."""

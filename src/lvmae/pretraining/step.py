@@ -50,7 +50,7 @@ class Step:
         self.compiled = cuda if recipe.compile is None else recipe.compile
         if self.compiled:
             compile_blocks(accelerator.unwrap_model(model))
-        self._captured: CapturedStep | None = None
+        self._captured: CapturedStep[MicroBatch] | None = None
 
     def __call__(self, micro_batches: Sequence[MicroBatch], lr: float) -> tuple[Tensor, Tensor | None]:
         """Steps the optimiser: this process's share of the step's loss, and the gradients' norm if they are clipped, () each.
