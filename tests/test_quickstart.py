@@ -9,12 +9,13 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from films import Filmer
 from lvmae.cli import main
-from lvmae.estimation import EmbeddingEstimate, estimate_embedding
-from lvmae.store import EmbeddingStore
+from lvmae.estimation import EmbeddingEstimate, estimate_embedding, estimate_pretraining
+from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
 
 
 @pytest.fixture
@@ -73,3 +74,32 @@ def test_an_estimate_follows_from_its_rates(folder: Path) -> None:
     working = 9 * (1 / estimate.decode_rate + 1 / estimate.encode_rate)
     assert estimate.seconds > working > 0
     assert isinstance(estimate, EmbeddingEstimate)
+
+
+def test_an_estimate_of_pretraining_takes_real_steps_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest(space_id="made", dim=16, segments={"kind": "fixed", "seconds": 5.0}, encoder={"name": "made"})
+    rng = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "store", manifest) as writer:
+        for number in range(10):
+            starts = 5.0 * np.arange(20)
+            writer.add(
+                VideoRecord(f"v{number}", f"v{number}.mp4", 100.0, starts, starts + 5, rng.normal(size=(20, 16)))
+            )
+    settings = {
+        "epochs": 3,
+        "batch_size": 4,
+        "val_fraction": 0.2,
+        "layers": 1,
+        "min_seconds": 1000,
+        "precision": "fp32",
+    }
+    estimate = estimate_pretraining(tmp_path / "store", recipe="tiny", settings=settings)
+    # 8 videos are trained on, in 2 steps an epoch; windows are as long as the videos.
+    assert (estimate.videos, estimate.steps, estimate.segments) == (8, 6, 3 * 8 * 20)
+    assert estimate.seconds > 0
+    argv = ["pretrain", str(tmp_path / "store"), "--out", str(tmp_path / "run"), "--recipe", "tiny", "--dry-run"]
+    assert main([*argv, *(part for item in settings.items() for part in ("--set", "{}={}".format(*item)))]) == 0
+    assert "8 videos, 480 segments, 6 steps" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

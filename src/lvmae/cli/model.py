@@ -9,6 +9,12 @@ from lvmae.cli.command import add_device, command_of, key_values, takes_trust
 from lvmae.sequences import STRATEGIES
 
 
+def _takes_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dry-run", action="store_true", help="print segments, steps, bytes and time expected, and write nothing"
+    )
+
+
 def add_pretrain(commands: Any) -> None:
     command = command_of(
         commands,
@@ -32,6 +38,7 @@ def add_pretrain(commands: Any) -> None:
         metavar="FILE",
         help="neither train on nor hold out these videos, such as a benchmark's test videos",
     )
+    _takes_dry_run(command)
     command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
     takes_trust(command)
     command.add_argument(
@@ -54,6 +61,13 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
     from lvmae.pretraining import pretrain
 
     stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
+    if arguments.dry_run:
+        from lvmae.estimation import estimate_pretraining
+
+        print(
+            estimate_pretraining(stores, recipe=arguments.recipe, settings=key_values(arguments.set, "--set")).to_text()
+        )
+        return 0
     pretrain(
         stores,
         arguments.out,
@@ -102,11 +116,18 @@ def add_represent(commands: Any) -> None:
     command.add_argument("run")
     command.add_argument("store")
     command.add_argument("--out", required=True, help="where the representations go")
+    _takes_dry_run(command)
     add_device(command)
 
 
 def _run_represent(arguments: argparse.Namespace) -> int:
     from lvmae.representations import represent
+
+    if arguments.dry_run:
+        from lvmae.estimation import estimate_representing
+
+        print(estimate_representing(arguments.run, arguments.store).to_text())
+        return 0
 
     features = represent(arguments.run, arguments.store, arguments.out, device=arguments.device)
     print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")

@@ -109,9 +109,9 @@ def pretrain(
     folder = RunFolder(Path(out).expanduser())
     chosen = recipes.named(recipe).with_settings(settings).as_begun(folder.recipe, settings)
     recipes.check_trust(recipe, chosen, settings)
-    stores = _open(store)
+    stores = open_stores(store)
     data = TrainingData(stores, chosen, only=only, exclude=exclude)
-    config = _config(stores[0].manifest, chosen)
+    config = model_config(stores[0].manifest, chosen)
     start = None if init is None else Start.at(init)
     resolve = functools.partial(
         Recipe.resolved, dim=stores[0].dim, longest_seconds=SegmentTimes.of(stores[0]).seconds_of(chosen.max_segments)
@@ -135,7 +135,7 @@ def pretrain(
     if start is not None:
         start.warn_of_leaks(data.split)
     with (
-        _few_threads(config),
+        few_threads(config),
         dead_workers_in_a_sentence(chosen.num_workers),
         own_accelerate_state(),
         _accelerator(chosen, folder.path) as accelerator,
@@ -158,7 +158,7 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _few_threads(config: LVMAEConfig) -> Iterator[None]:
+def few_threads(config: LVMAEConfig) -> Iterator[None]:
     """One thread of arithmetic on the CPU for a small model, where handing work over costs more than it saves.
 
     Decided by the model alone: a run that goes on has to compute with as many threads as before, to the last bit.
@@ -506,7 +506,7 @@ class _Training:
         return [count > 0 for count in self.accelerator.reduce(asked, "sum").tolist()]
 
 
-def _open(store: Stores) -> list[EmbeddingStore]:
+def open_stores(store: Stores) -> list[EmbeddingStore]:
     """The stores, of one space. Raises InputError."""
     several = list(store) if isinstance(store, Sequence) and not isinstance(store, str | EmbeddingStore) else [store]
     if not several:
@@ -523,7 +523,7 @@ def _open(store: Stores) -> list[EmbeddingStore]:
     return stores
 
 
-def _config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
+def model_config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
     """The model of a recipe for a store's embeddings. Raises InputError where they do not go together."""
     heads = recipe.heads_for(manifest.dim)
     try:
