@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lvmae.errors import InputError
+from lvmae.errors import InputError, LVMAEError
 from lvmae.files.json_files import read_lines, read_object
-from lvmae.runs import count_parameters, is_run, read_config
+from lvmae.runs import TRAIN, count_parameters, is_run, read_config, read_split
 from lvmae.store import EmbeddingStore, l2_normalize
 
 
@@ -95,8 +96,22 @@ def inspect_run(folder: Path) -> dict[str, Any]:
     recipe = folder / "recipe.json"
     if recipe.is_file():
         found["recipe"] = read_object(recipe)
+    found["trained on, and removed since"] = _removed_since(folder, found.get("recipe")) or None
     found["last figures"] = _last_figures(folder / "metrics.jsonl")
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _removed_since(folder: Path, recipe: Any) -> list[str]:
+    """Ids that the run was trained on and that were removed from its stores since, as far as these are where they were."""
+    stores = recipe.get("stores", []) if isinstance(recipe, dict) else []
+    removed: set[str] = set()
+    for store in stores if isinstance(stores, list) else []:
+        path = store.get("path") if isinstance(store, dict) else None
+        with contextlib.suppress(LVMAEError):
+            if isinstance(path, str) and Path(path).is_dir():
+                removed |= EmbeddingStore(path).removed
+    trained = {video for video, part in (read_split(folder) or {}).items() if part == TRAIN} if removed else set()
+    return sorted(removed & trained)
 
 
 def _last_figures(path: Path) -> dict[str, Any] | None:

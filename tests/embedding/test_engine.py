@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from jobs import MEAN, Mean, contents, embed
 from films import write_film
 from lvmae.embedding import embed_videos
 from lvmae.errors import InputError, WorkError
-from lvmae.store import EmbeddingStore
+from lvmae.store import EmbeddingStore, merge_stores, remove_videos
 from lvmae.video.decoding import decode_segments
 
 HERE = Path(__file__).parent
@@ -368,3 +369,20 @@ def test_files_that_changed_are_told_and_embedded_again_on_request(folder: Path,
     broken = embed(videos, out, refresh=True)
     assert (broken.embedded, broken.failed) == (0, 1)
     assert contents(out)["0"][4] == contents(plain)["4"][4]  # what was there stays
+
+
+def test_a_removed_video_stays_out_until_it_is_admitted(
+    folder: Path, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "store"
+    shutil.copytree(plain, out)
+    removed = EmbeddingStore.open(out).ids[1]
+    remove_videos(out, [removed])
+    with caplog.at_level(logging.INFO):
+        assert embed(folder, out).embedded == 0
+    assert f"1 of the videos were removed from {out} and stay out" in caplog.text
+    assert removed not in EmbeddingStore.open(out).ids
+    merge_stores([out], tmp_path / "merged")
+    assert embed(folder, tmp_path / "merged").embedded == 0
+    assert embed(folder, out, readmit=True).embedded == 1
+    assert contents(out) == contents(plain)

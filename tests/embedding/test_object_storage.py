@@ -22,7 +22,17 @@ import pytest
 from films import write_film
 from lvmae.embedding import EmbedSummary, embed_videos
 from lvmae.errors import InputError, OutageError, WorkError
-from lvmae.store import EmbeddingStore, Failure, Manifest, StoreWriter, VideoRecord, merge_stores
+from lvmae.store import (
+    EmbeddingStore,
+    Failure,
+    Manifest,
+    StoreWriter,
+    VideoRecord,
+    merge_stores,
+    remove_videos,
+    repair_store,
+    verify_store,
+)
 from lvmae.store.folder import StoreFolder
 
 pytest.importorskip("s3fs", reason="s3:// needs the extra `s3`")
@@ -372,3 +382,28 @@ def test_hf_urls_go_to_the_hub() -> None:
 
     files, root = file_system("hf://datasets/someone/films/store")
     assert (type(files).__name__, root) == ("HfFileSystem", "datasets/someone/films/store")
+
+
+def test_in_a_bucket_damage_is_put_aside_and_removed_videos_are_gone(bucket: str) -> None:
+    out, files = f"{bucket}/store", fsspec.filesystem("s3")
+    for name in "abcd":
+        with StoreWriter(out, MANIFEST) as writer:
+            writer.add(record(name, 0.5))
+    assert verify_store(out).problems == []
+    files.rm(f"{out}/data/part-00000003.parquet")
+    content = bytearray(files.cat_file(f"{out}/data/part-00000001.parquet"))
+    content[-30] ^= 1
+    files.pipe_file(f"{out}/data/part-00000001.parquet", bytes(content))
+    found = verify_store(out)
+    assert [problem.ids for problem in found.problems] == [("b",), ("d",)]
+    repair_store(out, found)
+    assert verify_store(out).problems == []
+    assert EmbeddingStore.open(out).ids == ["a", "c"]
+    assert (remove_videos(out, ["c"]).videos, EmbeddingStore.open(out).ids) == (1, ["a"])
+    assert verify_store(out).problems == []
+    with StoreWriter(out, MANIFEST) as writer:
+        assert writer.removed == {"c"}
+        writer.admit(["c"])
+        for name in "bcd":
+            writer.add(record(name, 0.25))
+    assert EmbeddingStore.open(out).ids == ["a", "b", "c", "d"]

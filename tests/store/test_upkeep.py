@@ -12,6 +12,7 @@ import pytest
 from lvmae.cli import main
 from lvmae.errors import InputError, WorkError
 from lvmae.files import cache, writing
+from lvmae.inspection import inspect
 from lvmae.store import (
     EmbeddingStore,
     Manifest,
@@ -317,3 +318,26 @@ def test_a_busy_store_is_neither_repaired_nor_migrated(tmp_path: Path) -> None:
         for call in (migrate_store, lambda path: remove_videos(path, ["v000"])):
             with pytest.raises(InputError, match="another process is writing to"):
                 call(tmp_path / "s")
+
+
+def test_a_run_lists_what_it_was_trained_on_and_was_removed_since(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", random_videos(3))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"model_type": "lvmae"}')
+    (run / "recipe.json").write_text(json.dumps({"recipe": {}, "stores": [{"path": store.path, "fingerprint": "x"}]}))
+    (run / "split.csv").write_text("id,split,store\nv000,train,0\nv001,held_out,0\nv002,train,0\n")
+    assert "trained on, and removed since" not in inspect(run)
+    remove_videos(store.path, ["v001", "v002"])
+    assert inspect(run)["trained on, and removed since"] == ["v002"]
+
+
+def test_a_run_of_an_older_version_is_migrated_to_the_present_fingerprint(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", random_videos(3))
+    recipe = tmp_path / "run" / "recipe.json"
+    recipe.parent.mkdir()
+    stores = [{"path": store.path, "fingerprint": store.old_fingerprint}, {"path": "gone", "fingerprint": "0" * 16}]
+    recipe.write_text(json.dumps({"recipe": {}, "stores": stores}))
+    assert main(["migrate", str(recipe.parent)]) == 0
+    told = json.loads(recipe.read_text())["stores"]
+    assert [one["fingerprint"] for one in told] == [store.fingerprint, "0" * 16]

@@ -69,7 +69,7 @@ def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         raise InputError(f"{said} cannot be read as Parquet: {without_secrets(str(error))}") from None
     _check_claims(said, file.metadata)
-    batches = file.iter_batches(batch_size=64)
+    batches = file.iter_batches(batch_size=64, use_threads=False)
     while True:
         try:
             batch = next(batches, None)

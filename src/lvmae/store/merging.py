@@ -53,7 +53,7 @@ def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest
             existing = folder.manifest()
             if existing is not None:
                 check_alike(existing, manifest, path)
-                found |= folder.ids()
+                found |= folder.ids() | folder.removed()
     return found
 
 
@@ -109,6 +109,9 @@ def merge_stores(
             for failure in source.failures:
                 if failure.id not in writer.done and failure.id not in writer.failed:
                     writer.fail(failure.id, failure.path, failure.reason, failure.identity)
+        removed = {video for source in sources for video in source.removed} - writer.done - writer.removed
+        if removed:  # what was taken out of one of them stays out of what comes of them
+            target.note_removal(removed=removed)
         partial = sum(failure.kept > 0 for failure in writer.failed.values())
         return MergeSummary(len(sources), added, skipped, len(writer.failed) - partial, partial)
 
