@@ -1,20 +1,27 @@
-"""Made corpora for `learning.py` and `defaults.py`: a generator is a function of a seed that gives a `Corpus`.
+"""Corpora of anybody's for `learning.py` and `defaults.py`: a generator is a function of a seed that gives a `Corpus`.
 
-    python benchmarks/learning.py --corpus benchmarks.corpora:styled --out styled.json
+    python benchmarks/learning.py --corpus corpora:styled --out styled.json
 
-A generator of your own, `module:function`, gives any object with these four attributes, or a mapping with these four keys.
+A generator of your own, `module:function`, gives any object with the four attributes of a `Corpus`, or a mapping with these keys.
 """
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lvmae.store import l2_normalize
+from lvmae.errors import InputError
+from lvmae.store import Manifest, StoreWriter, VideoRecord, l2_normalize
+
+SPLITS = ("train", "val", "test", "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,46 @@ class Corpus:
     embeddings: Sequence[NDArray[Any]]
     labels: Mapping[str, Mapping[str, str]]
     splits: Mapping[str, str]
+
+
+def load_corpus(name: str, seed: int = 0) -> Corpus:
+    """What the generator `module:function` gives, checked. Raises InputError where it is no corpus."""
+    module, _, attribute = name.partition(":")
+    sys.path.append(str(Path.cwd()))  # where a generator of one's own lies
+    try:
+        made = getattr(import_module(module), attribute)(seed)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no generator {name}, module:function of a seed: {error}") from None
+    try:
+        parts = {key: made[key] if isinstance(made, Mapping) else getattr(made, key) for key in Corpus.__annotations__}
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"{name} gives no corpus: it lacks {error}") from None
+    corpus = Corpus(**parts)
+    wrong = [id_ for id_ in corpus.ids if corpus.splits.get(id_) not in SPLITS]
+    if wrong or len(set(corpus.ids)) != len(corpus.ids) or len(corpus.ids) != len(corpus.embeddings):
+        raise InputError(
+            f"{name} has to give one embedding array and one split ({', '.join(SPLITS)}) for each of its ids"
+            + (f"; '{wrong[0]}' has {corpus.splits.get(wrong[0])!r}" if wrong else "")
+        )
+    return corpus
+
+
+def write_corpus(corpus: Corpus, root: Path, name: str) -> None:
+    """Writes `pool`, the store to pre-train on, `videos`, that of all, and TASK.csv for each task; what is there is kept."""
+    root.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(
+        f"made/{name}", corpus.embeddings[0].shape[1], {"kind": "fixed", "seconds": 5.0}, {"name": "imported"}
+    )
+    for part, splits in (("pool", ("train", "unlabelled")), ("videos", SPLITS)):
+        with StoreWriter(root / part, manifest) as writer:
+            for id_, rows in zip(corpus.ids, corpus.embeddings, strict=True):
+                if corpus.splits[id_] in splits and id_ not in writer.done:
+                    starts = 5.0 * np.arange(len(rows))
+                    writer.add(VideoRecord(id_, "", 5.0 * len(rows), starts, starts + 5.0, rows))
+    for task, labels in corpus.labels.items():
+        with (root / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
+            known = ((id_, labels[id_], corpus.splits[id_]) for id_ in corpus.ids if id_ in labels)
+            csv.writer(file).writerows([("id", "label", "split"), *(row for row in known if row[2] != "unlabelled")])
 
 
 _SCENES, _THEMES = 12, 6

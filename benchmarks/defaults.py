@@ -1,6 +1,6 @@
 """One factor at a time: what each setting of a recipe is worth, on a corpus whose videos have a style of their own.
 
-    python benchmarks/defaults.py --corpus benchmarks.corpora:styled --out benchmarks/results/defaults.json
+    python benchmarks/defaults.py --corpus corpora:styled --out benchmarks/results/defaults.json
 
 Every cell is one pre-training from a base recipe with one thing changed, its frozen features read by logistic regression
 (standardised, strength chosen on val), from the mean of the tokens and from their mean and standard deviation. The settings are
@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from corpora import load_corpus, write_corpus
 from lvmae.files.cache import cache_folder
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.representations import represent
-from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
+from lvmae.store import EmbeddingStore
 
 BASE: dict[str, Any] = {
     "max_segments": 36, "min_seconds": 100, "epochs": 50, "warmup_epochs": 4, "batch_size": 16, "validate_every": 10,
@@ -50,18 +50,6 @@ STRENGTHS = np.logspace(-4, 2, 7)
 
 def named(changed: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in changed.items()) or "base"
-
-
-def write_stores(corpus: Any, work: Path) -> tuple[Path, Path]:
-    """The store to pre-train on, which has no val and no test video, and the store of all."""
-    manifest = Manifest("made", corpus.embeddings[0].shape[1], {"kind": "fixed", "seconds": 5.0}, {"name": "imported"})
-    for name, splits in (("pool", ("train", "unlabelled")), ("videos", ("train", "val", "test", "unlabelled"))):
-        with StoreWriter(work / name, manifest) as writer:
-            for id_, rows in zip(corpus.ids, corpus.embeddings, strict=True):
-                if corpus.splits[id_] in splits and id_ not in writer.done:
-                    starts = 5.0 * np.arange(len(rows))
-                    writer.add(VideoRecord(id_, "", 5.0 * len(rows), starts, starts + 5.0, rows))
-    return work / "pool", work / "videos"
 
 
 def readouts(store: EmbeddingStore) -> dict[str, NDArray[Any]]:
@@ -152,9 +140,7 @@ def table(rows: list[dict[str, Any]], raw: Mapping[str, Any], tasks: list[str], 
 def main() -> None:
     """Runs the cells, or what is left of them within --minutes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--corpus", default="benchmarks.corpora:styled", help="module:function that makes it from a seed"
-    )
+    parser.add_argument("--corpus", default="corpora:styled", help="module:function that makes it from a seed")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", type=Path, default=cache_folder() / "defaults")
     parser.add_argument("--seeds", type=int, default=2)
@@ -163,9 +149,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     BASE.update(pair.split("=", 1) for pair in arguments.base)
-    module, _, name = arguments.corpus.partition(":")
-    corpus = getattr(import_module(module), name)(0)
-    stores = write_stores(corpus, arguments.work)
+    corpus = load_corpus(arguments.corpus)
+    write_corpus(corpus, arguments.work, arguments.corpus)
+    stores = arguments.work / "pool", arguments.work / "videos"
     ends = time.monotonic() + 60 * arguments.minutes
     rows = []
     for seed in range(arguments.seeds):

@@ -1,6 +1,7 @@
 """What pre-training is worth where pooling is worth nothing: procedures that differ only in how their steps are arranged.
 
     python benchmarks/learning.py --out benchmarks/results/learning.json
+    python benchmarks/learning.py --corpus my_module:my_corpus --out mine.json      # your own (benchmarks/corpora.py)
 
 Three tasks (`lvmae.demo.procedures`): the order of six steps, the pattern of three steps that come twice each, and whether
 the last step is the first one again. A video's embeddings as a set are the same in every class, which is checked here
@@ -19,7 +20,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -33,6 +34,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from corpora import load_corpus, write_corpus
+from lvmae.cli.command import key_values
 from lvmae.demo.procedures import CLASSES, MadeUp, Photographs, Procedures, Source, make_procedures, video
 from lvmae.evaluation import ProbeSettings, probe
 from lvmae.files.cache import cache_folder
@@ -40,8 +43,14 @@ from lvmae.pretraining import pretrain, read_metrics
 from lvmae.progress import progress
 from lvmae.representations import represent
 
+Tasks = dict[str, dict[str, int]]
+"""Source -> task -> how many classes it has."""
+
 SOURCES: dict[str, Callable[[], Source]] = {"photographs": Photographs, "made-up": MadeUp}
 FRACTIONS = (0.01, 0.1, 1.0)
+REGULARISED = (
+    "regularised"  # linear models of scikit-learn, their strength chosen on val, on the mean and on mean and deviation
+)
 UNTRAINED = "untrained"
 
 # Tuned on `made-up`, on its val videos and two seeds: see docs/learning.md.
@@ -75,48 +84,56 @@ class Cell:
         return "_".join([self.source, self.features, self.family, *self.probes, f"{self.fraction:g}"])
 
 
-def cells(sources: list[str], pretrainings: int) -> list[tuple[Cell, str | None]]:
+def cells(tasks: Tasks, pretrainings: int) -> list[tuple[Cell, str | None]]:
     """All cells in the order they are to run, what says most first, each with the name of the one it waits for."""
-    frozen = ("linear", "linear-standardized", "attentive")
+    frozen = ("linear", "linear-standardized", "attentive", REGULARISED)
 
     def probed(source: str, features: str, *probes: str, after: str | None = None) -> list[tuple[Cell, str | None]]:
-        return [(Cell(source, features, family, probes, f), after) for family in CLASSES for f in FRACTIONS]
+        return [(Cell(source, features, task, probes, f), after) for task in tasks[source] for f in FRACTIONS]
 
     def learnt(source: str, features: str) -> list[tuple[Cell, str | None]]:
         return [(Cell(source, features), None), *probed(source, features, *frozen, after=f"{source}_{features}")]
 
     listed: list[tuple[Cell, str | None]] = []
-    for source in sources:
+    for source in tasks:
         listed += [*learnt(source, "seed-0"), *learnt(source, UNTRAINED), *probed(source, "raw", "transformer")]
-        listed += [*probed(source, "raw", "linear", "attentive"), *probed(source, "raw", "mamba")]
+        listed += [*probed(source, "raw", "linear", "attentive", REGULARISED), *probed(source, "raw", "mamba")]
         listed += [cell for seed in range(1, pretrainings) for cell in learnt(source, f"seed-{seed}")]
     return listed
 
 
-def run(cell: Cell, work: Path, seeds: int) -> dict[str, Any]:
+def run(cell: Cell, work: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One cell, from its beginning or from where it was stopped; its result as it is written to its file."""
     corpus = Procedures(work / cell.source)
     reps = work / "reps" / f"{cell.source}_{cell.features}"
     began = time.monotonic()
     if not cell.family:
         still = cell.features == UNTRAINED
-        changed = SETTINGS | (STANDING_STILL if still else {"seed": int(cell.features.removeprefix("seed-"))})
+        changed = {**SETTINGS, **settings} | (
+            STANDING_STILL if still else {"seed": int(cell.features.removeprefix("seed-"))}
+        )
         trained = pretrain(corpus.pool, work / "runs" / reps.name, recipe="tiny", settings=changed)
         represent(trained, corpus.videos, reps)
         last = read_metrics(trained)[-1]
-        found = {key: last.get(key) for key in ("step", "val_cosine", "interpolation_cosine", "mean_cosine")}
+        score = last["score"]
+        found = {"step": last["step"], "score": score}
+        found |= {f"{of}_score": last[f"{of}_{score}"] for of in ("val", "interpolation", "mean")}
     else:
         tables = [
             probe(
                 corpus.videos if cell.features == "raw" else reps,
                 corpus.labels(cell.family),
-                probes=(name,),
+                probes=("linear",) if name == REGULARISED else (name,),
                 seeds=seeds,
                 label_fraction=cell.fraction,
-                settings=STANDARDIZED if name == "linear-standardized" else PROBING,
+                **_how(name),
             ).to_dict()
             for name in cell.probes
         ]
+        for name, one in zip(cell.probes, tables, strict=True):
+            if name == REGULARISED:
+                for row in one["rows"]:
+                    row["probe"] = row["probe"].replace("linear", REGULARISED)
         found = {"rows": [row for table in tables for row in table["rows"]], "counts": tables[0]["counts"]}
     result = {**asdict(cell), **found, "seconds": round(time.monotonic() - began, 1)}
     path = work / "cells" / f"{cell.name}.json"
@@ -126,8 +143,22 @@ def run(cell: Cell, work: Path, seeds: int) -> dict[str, Any]:
     return result
 
 
+def _how(probe: str) -> dict[str, Any]:
+    """The protocol of a row: the paper's letter, or for the regularised ones that of one's own labels."""
+    if probe == REGULARISED:
+        return {"protocol": "standard", "readouts": ("mean", "mean+std")}
+    return {"protocol": "paper", "settings": STANDARDIZED if probe == "linear-standardized" else PROBING}
+
+
 def run_all(
-    listed: list[tuple[Cell, str | None]], work: Path, *, seeds: int, mamba_seeds: int, workers: int, minutes: float
+    listed: list[tuple[Cell, str | None]],
+    work: Path,
+    *,
+    seeds: int,
+    mamba_seeds: int,
+    workers: int,
+    minutes: float,
+    settings: Mapping[str, Any],
 ) -> None:
     """Every cell that has no file yet, `workers` at a time; none is begun after `minutes`."""
     (work / "cells").mkdir(parents=True, exist_ok=True)
@@ -144,7 +175,7 @@ def run_all(
             for cell, after in ready[: workers - len(running)] if time.monotonic() < ends else []:
                 todo.remove((cell, after))
                 count = mamba_seeds if cell.probes == ("mamba",) else seeds
-                running[pool.submit(run, cell, work, count)] = cell.name
+                running[pool.submit(run, cell, work, count, settings)] = cell.name
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -184,7 +215,7 @@ def gathered(work: Path, listed: list[tuple[Cell, str | None]]) -> Iterator[dict
             "features": features,
             "probe": name,
             "mean": round(float(np.mean(values)), 2),
-            "std": round(float(np.std(values, ddof=1)), 2),
+            "std": round(float(np.std(values, ddof=1)), 2) if len(values) > 1 else 0.0,
             "interval": [round(float(np.mean([row["interval"][end] for row in rows])), 2) for end in (0, 1)],
             "pretrainings": len(rows) if features == "LV-MAE" else 0,
             "values": [round(value, 2) for value in values],
@@ -196,8 +227,8 @@ def pretrainings(work: Path, listed: list[tuple[Cell, str | None]]) -> list[dict
     """What is known of every pre-training that is done."""
     paths = [work / "cells" / f"{cell.name}.json" for cell, _ in listed if not cell.family]
     told = [json.loads(path.read_text()) for path in paths if path.exists()]
-    keys = ("source", "features", "step", "val_cosine", "interpolation_cosine", "mean_cosine", "seconds")
-    return [{key: one[key] for key in keys} for one in told]
+    keys = ("source", "features", "step", "score", "val_score", "interpolation_score", "mean_score", "seconds")
+    return [{key: one.get(key) for key in keys} for one in told]
 
 
 METHODS = {
@@ -212,17 +243,20 @@ METHODS = {
         {"color": "tab:blue", "ls": "--", "marker": "s"},
     ),
     ("LV-MAE", "attentive"): ("LV-MAE, attentive", {"color": "tab:blue", "marker": "o"}),
+    ("raw", f"{REGULARISED} mean+std"): ("raw, regularised", {"color": "black", "ls": "-.", "marker": "d"}),
+    ("LV-MAE", f"{REGULARISED} mean+std"): ("LV-MAE, regularised", {"color": "tab:purple", "ls": "-.", "marker": "d"}),
 }
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], path: Path, tasks: Tasks) -> None:
     """Accuracy against the share of labels: a panel a task, a row of them a source."""
     sources = list(dict.fromkeys(row["source"] for row in rows))
     figure = Figure(figsize=(11, 3.2 * len(sources) + 0.9), layout="constrained")
-    grid = figure.subplots(len(sources), len(CLASSES), squeeze=False, sharex=True)
+    columns = max(len(tasks[source]) for source in sources)
+    grid = figure.subplots(len(sources), columns, squeeze=False, sharex=True)
     for panels, source in zip(grid, sources, strict=True):
-        for panel, (family, classes) in zip(panels, CLASSES.items(), strict=True):
-            panel.axhline(100 / len(classes), color="black", lw=0.8, label="chance")
+        for panel, (family, classes) in zip(panels, tasks[source].items(), strict=False):
+            panel.axhline(100 / classes, color="black", lw=0.8, label="chance")
             for number, (key, (said, style)) in enumerate(METHODS.items()):
                 line = [
                     r for r in rows if (r["source"], r["task"], r["features"], r["probe"]) == (source, family, *key)
@@ -236,16 +270,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             panel.grid(alpha=0.25)
         panels[0].set_ylabel("accuracy, %")
     for panel in grid[-1]:
-        panel.set_xlabel("labels of 600")
+        panel.set_xlabel("share of the labels")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], tasks: Tasks) -> str:
     """Markdown: a line a source and method, a column a task and share of labels."""
-    columns = [(family, fraction) for family in CLASSES for fraction in FRACTIONS]
+    every = dict.fromkeys(task for of in tasks.values() for task in of)
+    columns = [(family, fraction) for family in every for fraction in FRACTIONS]
     lines = [
         "| embeddings | method | "
         + " | ".join(f"{family} {100 * fraction:g} %" for family, fraction in columns)
@@ -255,7 +290,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     by = {(r["source"], r["features"], r["probe"], r["task"], r["labels"]): r for r in rows}
     methods = dict.fromkeys((r["source"], r["features"], r["probe"]) for r in rows)
     for method in sorted(
-        methods, key=lambda m: (list(SOURCES).index(m[0]), ["raw", "end to end", UNTRAINED, "LV-MAE"].index(m[1]))
+        methods, key=lambda m: (list(tasks).index(m[0]), ["raw", "end to end", UNTRAINED, "LV-MAE"].index(m[1]))
     ):
         found = [by.get((*method, *column)) for column in columns]
         figures = [f"{r['mean']:.1f} ± {r['std']:.1f}" if r else "" for r in found]
@@ -271,6 +306,12 @@ def main() -> None:
         "--work", type=Path, default=cache_folder() / "learning", help="where cells, runs and stores are kept"
     )
     parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
+    parser.add_argument(
+        "--corpus",
+        metavar="MODULE:FUNCTION",
+        help="your own generator instead of --sources: of a seed, it gives ids, embeddings, labels per task and splits",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the recipe")
     parser.add_argument("--seeds", type=int, default=5, help="of labels and initial weights")
     parser.add_argument("--mamba-seeds", type=int, help="of the slowest baseline (default: as many)")
     parser.add_argument("--pretrainings", type=int, default=3)
@@ -278,9 +319,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that; 0 only gathers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    listed = cells(arguments.sources, arguments.pretrainings)
+    settings = key_values(arguments.set, "--set")
+    if arguments.corpus:
+        corpus = load_corpus(arguments.corpus)
+        name = arguments.corpus.replace(":", "-").replace("/", "-")
+        write_corpus(corpus, arguments.work / name, arguments.corpus)
+        tasks: Tasks = {name: {task: len(set(labels.values())) for task, labels in corpus.labels.items()}}
+    else:
+        tasks = {source: {task: len(of) for task, of in CLASSES.items()} for source in arguments.sources}
+    listed = cells(tasks, arguments.pretrainings)
     if arguments.minutes > 0:
-        for name in arguments.sources:
+        for name in arguments.sources if not arguments.corpus else ():
             source = SOURCES[name]()
             if not (arguments.work / name / "agreement.csv").exists():  # written last
                 check_sets(source)
@@ -292,6 +341,7 @@ def main() -> None:
             mamba_seeds=arguments.mamba_seeds or arguments.seeds,
             workers=arguments.workers,
             minutes=arguments.minutes,
+            settings=settings,
         )
     rows = list(gathered(arguments.work, listed))
     files = [arguments.work / "cells" / f"{cell.name}.json" for cell, _ in listed]
@@ -299,10 +349,10 @@ def main() -> None:
     result = {
         "benchmark": "learning",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}",
-        "sources": arguments.sources,
+        "sources": list(tasks),
         "seeds": arguments.seeds,
         "mamba_seeds": arguments.mamba_seeds or arguments.seeds,
-        "settings": SETTINGS,
+        "settings": {**SETTINGS, **settings},
         "probing": {key: value for key, value in asdict(PROBING).items() if key != "device"},
         "linear_standardized_lr": STANDARDIZED.linear_lr,
         "cells": len(listed),
@@ -314,8 +364,8 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(table(rows) + "\n")
-        draw(rows, arguments.out)
+        arguments.out.with_suffix(".md").write_text(table(rows, tasks) + "\n")
+        draw(rows, arguments.out, tasks)
 
 
 if __name__ == "__main__":
