@@ -19,6 +19,7 @@ check: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
 	$(MAKE) docs
 
 # A broken link, or a name in docs/api.md that is gone, is a failure.
