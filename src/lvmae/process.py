@@ -6,6 +6,7 @@ Whatever a library call changes here it puts back, and nothing that the caller h
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -16,6 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+EVENTS = "lvmae.events"
+"""The logger of what happens to each file, which says too much for a terminal."""
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -35,6 +39,11 @@ def say(text: str) -> None:
         if stream is not None:
             stream.write(text + "\n")
             stream.flush()
+
+
+def tell_event(kind: str, text: str, **facts: Any) -> None:
+    """Logs something that happened as a record that programs read: to the logger `lvmae.events`, with `facts` as its attribute."""
+    logging.getLogger(EVENTS).info("%s", text, extra={"facts": {"event": kind, **facts}})
 
 
 @contextlib.contextmanager

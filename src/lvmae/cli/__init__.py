@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
-import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import lvmae
 from lvmae.cli import ablation, checkpoints, duplicates, evaluation, labelling, library, model, search, store, upkeep
 from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
+from lvmae.cli.journal import flush_output, journal, write_summary
 from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
 from lvmae.process import say
@@ -39,31 +39,34 @@ def _run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.command not in _DOWNLOADING:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights from the disk
-    _tell()
+    began = time.time()
+    error: str | None = None
     try:
-        with trusting() if getattr(arguments, "trust_code", False) else contextlib.nullcontext():
-            code: int = arguments.call(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except UntrustedCodeError as error:
-        say(f"lvmae {arguments.command}: {error}; or give --trust-code.")
-        return error.exit_code
-    except LVMAEError as error:
-        say(f"lvmae {arguments.command}: {without_secrets(in_options(str(error), arguments))}")
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted; run the same command again to go on"
-        say(f"\nlvmae {arguments.command}: {said}")
-        return stop.exit_code if isinstance(stop, Terminated) else 130
+        with journal(arguments):
+            code, error = _carry_out(arguments)
+            write_summary(arguments, began=began, code=code, error=error)
+    except LVMAEError as problem:  # of the log and the summary themselves
+        error, code = str(problem), problem.exit_code
+    if error:
+        say(error)
     return code
 
 
-def _tell() -> None:
-    """Shows what our own loggers say, on standard error, as plain sentences."""
-    logger = logging.getLogger("lvmae")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
+def _carry_out(arguments: argparse.Namespace) -> tuple[int, str | None]:
+    """The exit code, and what is to be said of an error."""
+    name = f"lvmae {arguments.command}"
+    try:
+        with trusting() if getattr(arguments, "trust_code", False) else contextlib.nullcontext():
+            code: int = arguments.call(arguments)
+        flush_output()
+    except UntrustedCodeError as error:
+        return error.exit_code, f"{name}: {error}; or give --trust-code."
+    except LVMAEError as error:
+        return error.exit_code, f"{name}: {without_secrets(in_options(str(error), arguments))}"
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; run the same command again to go on"
+        return stop.exit_code if isinstance(stop, Terminated) else 130, f"\n{name}: {said}"
+    return code, None
 
 
 def build_parser() -> argparse.ArgumentParser:

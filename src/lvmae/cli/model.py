@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from lvmae.cli.command import add_device, command_of, key_values, takes_trust
+from lvmae.cli.journal import takes_journal
 from lvmae.sequences import STRATEGIES
 
 
@@ -41,6 +42,7 @@ def add_pretrain(commands: Any) -> None:
     _takes_dry_run(command)
     command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
     takes_trust(command)
+    takes_journal(command)
     command.add_argument(
         "--watch",
         metavar="LABELS",
@@ -58,7 +60,7 @@ def add_pretrain(commands: Any) -> None:
 
 
 def _run_pretrain(arguments: argparse.Namespace) -> int:
-    from lvmae.pretraining import pretrain
+    from lvmae.pretraining import pretrain, read_metrics
 
     stores = arguments.stores if len(arguments.stores) > 1 else arguments.stores[0]
     if arguments.dry_run:
@@ -68,7 +70,7 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
             estimate_pretraining(stores, recipe=arguments.recipe, settings=key_values(arguments.set, "--set")).to_text()
         )
         return 0
-    pretrain(
+    run = pretrain(
         stores,
         arguments.out,
         recipe=arguments.recipe,
@@ -78,6 +80,7 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
         init=arguments.init,
         watch=arguments.watch,
     )
+    arguments.came_out = {"run": str(run), "figures": read_metrics(run)[-1]}
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from typing import Any
 
 from lvmae.cli.command import command_of, key_values, printable, tell_changed, tell_failures
 from lvmae.cli.console import print_json
+from lvmae.cli.journal import takes_journal
 from lvmae.errors import InputError, OutageError
 from lvmae.files.urls import without_secrets
 
@@ -78,6 +80,7 @@ def add_embed(commands: Any) -> None:
         "--commit-seconds", type=float, default=10.0, metavar="S", help="the most work that a kill can lose (10)"
     )
     command.add_argument("--wait", action="store_true", help="wait for a store that another process writes to")
+    takes_journal(command)
     many = command.add_argument_group("many machines")
     many.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
     many.add_argument("--world-size", type=int, metavar="N", help="of N processes with the same videos")
@@ -133,6 +136,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
         wait=arguments.wait,
         refresh=arguments.refresh,
     )
+    arguments.came_out = asdict(summary)
     speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
     print(
         f"{summary.store}: {summary.embedded} videos embedded ({summary.segments} segments, "

@@ -29,7 +29,7 @@ from lvmae.embedding.sources import VideoFile, search_videos, share_of
 from lvmae.encoders import load_placed
 from lvmae.errors import InputError, InUse, OutageError, Terminated
 from lvmae.files.urls import is_url
-from lvmae.process import handling_signals, own_state, say
+from lvmae.process import handling_signals, own_state, say, tell_event
 from lvmae.progress import progress
 from lvmae.store import (
     Failure,
@@ -235,6 +235,11 @@ def embed_videos(
                 and (retry_failures or f.id not in writer.failed or stored.may_succeed(f.id, f.path, f.now()))
             )
         ]
+        chosen = {f.id for f in todo}
+        for f in files:
+            if f.id not in chosen:
+                what = "stored" if f.id in there else "failed before"
+                tell_event(what.replace(" ", "_"), f"{what} {f.id}", id=f.id, path=f.path)
         if todo:
             model.self_test()
         del model  # the workers have their own; this process only minds them
@@ -252,6 +257,7 @@ def embed_videos(
                     meter.saw(file, event, seconds_of_video=seconds)
                     if isinstance(event, Advanced):
                         continue
+                    _tell_of(file, event)
                     postponed.pop(file.id, None)
                     out_of_reach = out_of_reach + 1 if isinstance(event, Postponed) and event.outage else 0
                     if isinstance(event, VideoRecord):
@@ -355,6 +361,19 @@ class _Commits:
         if now - self._committed >= min(self._seconds, max(1.0, (now - self._began) / 4)):
             self._committed = now
             self._writer.commit()
+
+
+def _tell_of(file: VideoFile, event: VideoRecord | Failure | Postponed) -> None:
+    """An event a file, for the log."""
+    if isinstance(event, VideoRecord):
+        text = f"embedded {file.id}: {len(event.starts)} segments" + (
+            f" ({event.shortened})" if event.shortened else ""
+        )
+        facts = {"segments": len(event.starts), "seconds": event.duration, "reason": event.shortened or None}
+        tell_event("partial" if event.shortened else "embedded", text, id=file.id, path=file.path, **facts)
+    else:
+        kind = "failed" if isinstance(event, Failure) else "postponed"
+        tell_event(kind, f"{kind} {file.id}: {event.reason}", id=file.id, path=file.path, reason=event.reason)
 
 
 @dataclass
