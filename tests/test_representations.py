@@ -275,3 +275,45 @@ def test_a_flipped_bit_in_a_run_is_noticed(store: EmbeddingStore, tmp_path: Path
     found = verify(tmp_path / "run")
     assert [problem.file for problem in found.problems] == ["model.safetensors"]
     assert main(["verify", str(tmp_path / "run")]) == 1
+
+
+@pytest.mark.parametrize("center", ["none", "video"])
+def test_the_means_of_layers_are_those_of_each_video_alone(store: EmbeddingStore, tmp_path: Path, center: str) -> None:
+    run = _run(tmp_path / "run", center=center)
+    reps = represent(run, store, tmp_path / "reps", batch_tokens=30, layers="all")
+    assert list(reps.layer_features) == [1, 2]
+    model = LVMAEModel.from_pretrained(run).eval()
+    for place, record in enumerate(store):
+        unit = l2_normalize(record.embeddings)
+        if center == "video":
+            unit = unit - unit.mean(axis=0)
+        seen: list[torch.Tensor] = []
+        hooks = [block.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out)) for block in model.blocks]
+        with torch.inference_mode():  # a video longer than the model's 32 segments goes through in windows
+            for first in range(0, len(unit), 32):
+                model.config.center, own = "none", model.config.center
+                model(inputs_embeds=torch.from_numpy(unit[None, first : first + 32]))
+                model.config.center = own
+        for hook in hooks:
+            hook.remove()
+        for layer in (1, 2):
+            tokens = torch.cat([values.reshape(-1, D)[1:] for values in seen[layer - 1 :: 2]])
+            np.testing.assert_allclose(reps.layer_features[layer][place], tokens.mean(dim=0), atol=2e-5)
+        np.testing.assert_array_equal(reps[place].layers, [reps.layer_features[layer][place] for layer in (1, 2)])
+    plain = represent(run, store, tmp_path / "plain")
+    assert plain.layer_features == {}
+    np.testing.assert_allclose(plain.mean_features, reps.mean_features, atol=2e-5)
+
+
+def test_layers_are_asked_for_once(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    part = _store(tmp_path / "part", LENGTHS[:3])
+    represent(run, part, tmp_path / "reps", layers=[2])
+    again = represent(run, store, tmp_path / "reps", layers="2")
+    assert again.layer_features[2].shape == (len(LENGTHS), D)
+    with pytest.raises(InputError, match="was made with the layers 2, not last; choose another place, or overwrite it"):
+        represent(run, store, tmp_path / "reps")
+    for wrong, says in (("3", "has the layers 1 to 2, not 3"), ("0", "not 0"), ("first", "last, all, or numbers")):
+        with pytest.raises(InputError, match=says):
+            represent(run, store, tmp_path / "other", layers=wrong)
+    assert main(["represent", str(run), store.path, "--out", str(tmp_path / "typed"), "--layers", "1,2"]) == 0
+    assert list(EmbeddingStore.open(tmp_path / "typed").layer_features) == [1, 2]

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from lvmae.devices import pick_device
 from lvmae.errors import InputError, WorkError
 from lvmae.files.urls import without_secrets
 from lvmae.model import LVMAEModel
+from lvmae.model.plan import make_plan
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.runs import check_space, load_run_encoder, run_fingerprint
@@ -47,6 +50,7 @@ def represent(
     device: str | None = None,
     batch_tokens: int = 8192,
     overwrite: bool = False,
+    layers: str | Sequence[int] = "last",
 ) -> EmbeddingStore:
     """Computes the representations of a store's videos that `out` does not hold yet.
 
@@ -57,6 +61,8 @@ def represent(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
         batch_tokens: segments in a batch, at most; a longer video is a batch of its own.
         overwrite: begin anew where `out` holds representations by another run or of another store.
+        layers: blocks of the encoder, from 1, whose tokens' means are kept too, for probes to choose from: "last" (none beside
+            the tokens themselves), "all", or numbers, as a list or "1,2".
 
     Raises:
         InputError: where the run or the store is none, they are of different spaces, or `out` is of another run or
@@ -69,10 +75,12 @@ def represent(
     fingerprint = run_fingerprint(run)
     model = load_run_encoder(run)
     check_space(run, model.config, store)
-    made_from = _begun(out, run, store, fingerprint, overwrite) or {
+    kept = layers_among(layers, model.config.num_hidden_layers)
+    made_from = _begun(out, run, store, fingerprint, kept, overwrite) or {
         "path": str(run),
         "fingerprint": fingerprint,
         "store": without_secrets(store.path),
+        **({"layers": list(kept)} if kept else {}),
     }
     manifest = Manifest(
         space_id=f"{store.space_id}+lvmae-{fingerprint[:12]}",
@@ -91,15 +99,21 @@ def represent(
             model.to(place)  # type: ignore[arg-type]
             with progress(desc="represent", unit="videos", total=len(store), initial=len(store) - len(todo)) as bar:
                 for batch in _batches(todo, store.lengths, batch_tokens):
-                    for record in _represented(model, store, batch, place):
+                    records = _represented(model, store, batch, place)
+                    for record in _with_layers(records, model, store, batch, place, kept) if kept else records:
                         writer.add(record, replaces=record.id in stale)
                     bar.update(len(batch))
     return EmbeddingStore.open(out)
 
 
 def _begun(
-    out: str | Path, run: str | Path, store: EmbeddingStore, fingerprint: str, overwrite: bool
-) -> dict[str, str] | None:
+    out: str | Path,
+    run: str | Path,
+    store: EmbeddingStore,
+    fingerprint: str,
+    layers: tuple[int, ...],
+    overwrite: bool,
+) -> dict[str, Any] | None:
     """What the representations at `out` were made from; None where there are none, or no longer, being overwritten."""
     try:
         begun = EmbeddingStore(out)
@@ -112,6 +126,9 @@ def _begun(
         wrong = f"{out} was made by another run ({made_from.get('path')}, or this one before it changed) than {run}"
     elif not set(begun.ids) <= set(store.ids) | store.removed:
         wrong = f"{out} holds videos that are not in {store.path}; it was made from {made_from.get('store')}"
+    elif tuple(made_from.get("layers", ())) != layers:
+        had, wanted = (", ".join(map(str, some)) or "last" for some in (made_from.get("layers", ()), layers))
+        wrong = f"{out} was made with the layers {had}, not {wanted}"
     else:
         return made_from
     if not overwrite:
@@ -183,3 +200,59 @@ def _represented(
             made_from=store.digests[record.id],
             identity=record.identity,
         )
+
+
+def layers_among(asked: str | Sequence[int], count: int) -> tuple[int, ...]:
+    """The blocks of an encoder of `count` blocks that "last" (none), "all", "1,2" or a list name, in order."""
+    if asked == "last":
+        return ()
+    if asked == "all":
+        return tuple(range(1, count + 1))
+    try:
+        numbers = sorted({int(part) for part in (asked.split(",") if isinstance(asked, str) else asked)})
+    except ValueError:
+        raise InputError(f"layers are last, all, or numbers such as 1,2, not '{asked}'") from None
+    if not numbers or numbers[0] < 1 or numbers[-1] > count:
+        raise InputError(f"the encoder has the layers 1 to {count}, not {', '.join(map(str, numbers)) or 'none'}")
+    return tuple(numbers)
+
+
+@torch.inference_mode()
+def _with_layers(
+    records: Iterator[VideoRecord],
+    model: LVMAEModel,
+    store: EmbeddingStore,
+    batch: list[int],
+    device: torch.device,
+    layers: tuple[int, ...],
+) -> Iterator[VideoRecord]:
+    units = [l2_normalize(store.embeddings(index)) for index in batch]
+    for record, means in zip(records, _layer_means(model, units, device, layers), strict=True):
+        yield replace(record, layers=means)
+
+
+def _layer_means(
+    model: LVMAEModel, units: list[np.ndarray], device: torch.device, layers: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Of each video (K, D) float32: the mean of its tokens after each of K blocks, without the final norm.
+
+    A video longer than the model's `max_segments` goes through it in windows that follow each other.
+    """
+    whole = [torch.from_numpy(unit) for unit in units]
+    tokens, _ = model.centered(torch.cat(whole).to(device), make_plan([len(unit) for unit in units]).to(device))
+    size = model.config.max_segments if model.config.long_sequences == "windows" else max(map(len, units))
+    sizes, owners = [], []
+    for number, unit in enumerate(units):
+        parts = [min(size, len(unit) - first) for first in range(0, len(unit), size)]
+        sizes += parts
+        owners += [number] * sum(parts)
+    owner = torch.tensor(owners, device=device)
+    counts = torch.bincount(owner, minlength=len(units))[:, None]
+    found = np.empty((len(units), len(layers), tokens.shape[1]), np.float32)
+    squeezed = model.config.max_segments if model.config.long_sequences == "interpolate" else None
+    plan = make_plan(sizes, squeeze_to=squeezed).to(device)
+    for number, values in enumerate(model.encode_blocks(tokens, plan), start=1):
+        if number in layers:
+            sums = torch.zeros(len(units), tokens.shape[1], device=device).index_add_(0, owner, values.float())
+            found[:, layers.index(number)] = (sums / counts).cpu().numpy()
+    return list(found)

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lvmae.errors import InputError
-from lvmae.evaluation import ProbeSettings, Task, probe
+from lvmae.evaluation import ProbeSettings, Task, fit_probe, probe
 from lvmae.evaluation import fits as fits_module
 from lvmae.evaluation.estimators import STRENGTHS, fit_estimator, standardised
 from lvmae.store import REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord
@@ -252,3 +252,27 @@ def test_raw_embeddings_of_another_space_or_rule_are_refused(
         probe(stores[0], task, raw=tmp_path / "space")
     with pytest.raises(InputError, match="has segments of another rule"):
         probe(stores[0], task, raw=tmp_path / "rule")
+
+
+def test_val_chooses_the_layer_and_the_table_says_which(latent: np.ndarray, tmp_path: Path) -> None:
+    """Of three layers the second alone tells the class; train alone would take the first, which knows train by heart."""
+    rng = np.random.default_rng(5)
+    task = _task(latent, "classification")
+    by_heart = np.where((task.splits == "train")[:, None], np.eye(D)[task.targets], rng.normal(size=(VIDEOS, D)))
+    run = {"path": "run", "fingerprint": "f", "store": "raw", "layers": [1, 2, 4]}
+    manifest = Manifest("s+lvmae-f", D, {"kind": "fixed", "seconds": 5.0}, {"name": "t"}, kind=REPRESENTATIONS, run=run)
+    with StoreWriter(tmp_path / "reps", manifest) as writer:
+        for row, id_ in enumerate(task.ids):
+            noise = rng.normal(size=D)
+            layers = np.stack([by_heart[row], latent[row], rng.normal(size=D)])
+            starts = np.array([0.0])
+            writer.add(VideoRecord(id_, "", 5.0, starts, starts + 5, noise[None], noise, noise, layers=layers))
+    store = EmbeddingStore.open(tmp_path / "reps")
+    assert list(store.layer_features) == [1, 2, 4]
+    np.testing.assert_allclose(store.layer_features[2], latent, atol=1e-6)
+    np.testing.assert_allclose(store[3].layers[1], latent[3], atol=1e-6)
+    table = probe(store, task, probes=["linear"], readouts=["mean", "layers"], seeds=2)
+    assert [one["layer"] for one in table.row("LV-MAE", "linear layers").chosen] == [2, 2]
+    assert table.row("LV-MAE", "linear layers").mean > table.row("LV-MAE", "linear").mean + 25
+    assert "Layer of LV-MAE that val chose, by seed: 2, 2." in table.to_text()
+    assert "layers" not in fit_probe(store, task).readout

@@ -64,7 +64,7 @@ def add_probe(commands: Any) -> None:
     command.add_argument(
         "--readout",
         action="append",
-        choices=["mean", "cls", "both", "mean+std", "mean+center", "mean+std+center"],
+        choices=["mean", "cls", "both", "mean+std", "mean+center", "mean+std+center", "layers"],
         help="what the linear probe reads: the mean of the tokens, [CLS], both, or mean and standard deviation; may be given "
         "twice (default: all)",
     )

@@ -120,6 +120,12 @@ def add_represent(commands: Any) -> None:
     command.add_argument("store")
     command.add_argument("--out", required=True, help="where the representations go")
     _takes_dry_run(command)
+    command.add_argument(
+        "--layers",
+        default="last",
+        metavar="last|all|K,...",
+        help="keep the mean of each of these layers' tokens too; `lvmae probe` then chooses one on val (default: last)",
+    )
     add_device(command)
 
 
@@ -132,6 +138,8 @@ def _run_represent(arguments: argparse.Namespace) -> int:
         print(estimate_representing(arguments.run, arguments.store).to_text())
         return 0
 
-    features = represent(arguments.run, arguments.store, arguments.out, device=arguments.device)
+    features = represent(
+        arguments.run, arguments.store, arguments.out, device=arguments.device, layers=arguments.layers
+    )
     print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")
     return 0

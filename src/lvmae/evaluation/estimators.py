@@ -143,4 +143,7 @@ def quiet() -> Iterator[None]:
     """No warnings of convergence: the weakest strengths of a wide grid may stop before they converge; val then chooses another."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings(
+            "ignore", message="The least populated class in y"
+        )  # a class with one video is in one fold
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from lvmae.store import REPRESENTATIONS, EmbeddingStore, VideoRecord, l2_normali
 RAW = "raw embeddings"
 LEARNT = "LV-MAE"
 BESIDE = "LV-MAE + raw"
-# both: the mean and [CLS]; center: the mean of the embeddings, which a run with center=video took off them.
-READOUTS = ("mean", "cls", "both", "mean+std", "mean+center", "mean+std+center")
+# both: the mean and [CLS]; layers: the mean of the tokens of one layer, which val chooses; center: the mean of the embeddings,
+# which a run with center=video took off them.
+READOUTS = ("mean", "cls", "both", "mean+std", "mean+center", "mean+std+center", "layers")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Features:
         cls: (V, D) float32; None for raw embeddings, which have no [CLS].
         mean: (V, D) float32, the mean of a video's tokens without [CLS].
         center: (V, D) float32, what was taken off a video's embeddings; None where nothing was.
+        layers: block of the encoder, from 1 -> (V, D) float32, the mean of its tokens; those that were kept.
     """
 
     name: str
@@ -42,12 +44,18 @@ class Features:
     cls: Tensor | None
     mean: Tensor
     center: Tensor | None = None
+    layers: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def readouts(self) -> tuple[str, ...]:
         """Those of `READOUTS` that these features have."""
         needs_cls, needs_center = ("cls", "both"), ("mean+center", "mean+std+center")
         lacking = (*(needs_cls if self.cls is None else ()), *(needs_center if self.center is None else ()))
+        lacking = (*lacking, *(() if self.layers else ("layers",)))
         return tuple(readout for readout in READOUTS if readout not in lacking)
+
+    def by_layer(self) -> dict[int, NDArray[np.float64]]:
+        """Block of the encoder -> (V, D), what the readout "layers" chooses among."""
+        return {layer: means.astype(np.float64) for layer, means in self.layers.items()}
 
     def pooled(self, readout: str) -> NDArray[np.float64]:
         """A vector a video (V, D) or (V, 2 D), by one of `READOUTS`.
@@ -62,6 +70,8 @@ class Features:
         if parts[0] == "mean" and len(parts) > 1:
             blocks = {"mean": lambda: mean, "std": self.deviation, "center": self._center}
             return np.concatenate([blocks[part]() for part in parts], axis=1)
+        if readout == "layers":
+            raise InputError("the readout 'layers' is one of several vectors; val chooses which")
         if self.cls is None:
             raise InputError(f"{self.name} have no [CLS], which the readout '{readout}' needs")
         cls = self.cls.double().numpy()
@@ -86,13 +96,17 @@ class Features:
         index = torch.from_numpy(rows)
         cls = None if self.cls is None else self.cls[index]
         center = None if self.center is None else self.center[index]
-        return Features(self.name, self.dim, [self.tokens[row] for row in rows.tolist()], cls, self.mean[index], center)
+        layers = {layer: means[rows] for layer, means in self.layers.items()}
+        tokens = [self.tokens[row] for row in rows.tolist()]
+        return Features(self.name, self.dim, tokens, cls, self.mean[index], center, layers)
 
     def finite(self) -> NDArray[np.bool_]:
         """(V): whether all of a video's values are finite."""
         known = np.array([bool(np.isfinite(tokens).all()) for tokens in self.tokens], dtype=bool)
         if self.cls is not None:
             known &= torch.isfinite(self.cls).all(dim=1).numpy()
+        for means in self.layers.values():
+            known &= np.isfinite(means).all(axis=1)
         return np.asarray(known & torch.isfinite(self.mean).all(dim=1).numpy())
 
     def digest(self) -> str:
@@ -104,6 +118,8 @@ class Features:
         for pooled in (self.cls, self.center):
             if pooled is not None:
                 found.update(pooled.numpy().tobytes())
+        for layer, means in self.layers.items():
+            found.update(f"layer {layer}".encode() + np.ascontiguousarray(means).tobytes())
         return found.hexdigest()
 
     def batch(
@@ -152,7 +168,8 @@ def load_features(
     cls = torch.from_numpy(np.asarray(store.cls_features[places], dtype=np.float32))
     taken = store.center_features
     center = None if taken is None else torch.from_numpy(np.asarray(taken[places], dtype=np.float32))
-    return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means), center)
+    layers = {layer: values[places] for layer, values in store.layer_features.items()} if spans is None else {}
+    return Features(LEARNT, store.dim, tokens, cls, torch.from_numpy(means), center, layers)
 
 
 def has_span(record: VideoRecord, start: float, end: float) -> bool:

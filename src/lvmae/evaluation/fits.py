@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import lvmae
-from lvmae.evaluation.estimators import answers, fit_estimator
+from lvmae.evaluation.estimators import Chosen, answers, fit_estimator
 from lvmae.evaluation.features import BESIDE, RAW, Features
 from lvmae.evaluation.fitting import Fitted, fit, probe_device
 from lvmae.evaluation.settings import ATTENTIVE_RATES, ProbeSettings
@@ -101,15 +101,27 @@ def fit_all(
 
         estimated = [p for p in todo if standard and planned[p[0]].probe in _ESTIMATED]
         for number, seed in estimated:
-            one, parts = planned[number], splits[seed]
-            x = one.vectors()
-            chosen = fit_estimator(one.probe, x, task, parts, class_weight=class_weight)
-            outputs = answers(task.kind, chosen.pipeline, x[parts["test"]], len(task.classes))
-            done((number, seed), Fitted(outputs, chosen.setting))
+            done((number, seed), _estimated(planned[number], task, splits[seed], class_weight))
         trained = [place for place in todo if place not in found]
         if trained:
             _train(planned, trained, task, settings, standard=standard, class_weight=class_weight, done=done)
     return {one: [found[number, seed] for seed in range(len(splits))] for number, one in enumerate(planned)}
+
+
+def _estimated(one: Fit, task: Task, parts: Parts, class_weight: str | None) -> Fitted:
+    """What scikit-learn fits: on the pooled vectors, or on those of the layer that is best on val, of equals the earlier."""
+    layers: dict[int, NDArray[np.float64]] = one.sets[0].by_layer() if one.readout == "layers" else {0: one.vectors()}
+    best: tuple[tuple[float, float], Chosen, int] | None = None
+    sign = -1.0 if task.scored_by.lower_is_better else 1.0
+    for layer, x in layers.items():
+        found = fit_estimator(one.probe, x, task, parts, class_weight=class_weight)
+        reached = (sign * found.val, -found.val_loss)
+        if best is None or reached > best[0]:
+            best = reached, found, layer
+    assert best is not None
+    _, chosen, layer = best
+    outputs = answers(task.kind, chosen.pipeline, layers[layer][parts["test"]], len(task.classes))
+    return Fitted(outputs, chosen.setting | ({"layer": layer} if layer else {}))
 
 
 def _train(

@@ -43,6 +43,7 @@ FORMAT = 1
 _JSON, _WEIGHTS = "probe.json", "probe.safetensors"
 _FOLDS = 5
 _LEAST_CANDIDATES = 50
+_NEAREST = 10
 VIDEOS, SEGMENTS = "videos", "segments"
 
 
@@ -171,7 +172,7 @@ def fit_probe(
     known = load_features(store, places, task.spans)
     rows = np.flatnonzero(known.finite() if task.splits is None else known.finite() & (task.splits != "test"))
     task, known = task.take(rows), known.take(rows)
-    possible = known.readouts()
+    possible = [readout for readout in known.readouts() if readout != "layers"]
     wrong = [r for r in readouts or () if r not in possible]
     if wrong:
         raise InputError(f"{known.name} have no readout '{wrong[0]}'; choose of {', '.join(possible)}")
@@ -251,7 +252,8 @@ def _folds(task: Task, groups: Sequence[str] | None) -> list[tuple[NDArray[np.in
         splitter = GroupKFold(max(2, count), shuffle=True, random_state=0)
     if len(set(of.tolist())) < 2:
         raise InputError("a probe needs labelled videos of at least two groups to be fitted and calibrated")
-    return list(splitter.split(of, task.targets if task.kind == "classification" else None, of))
+    with quiet():
+        return list(splitter.split(of, task.targets if task.kind == "classification" else None, of))
 
 
 def _calibrated(task: Task, outputs: NDArray[np.float64]) -> tuple[float, float]:
@@ -375,14 +377,16 @@ def suggest(
     places = {id_: place for place, id_ in enumerate(store.ids)}
     rows = np.array([places[id_] for id_ in found.ids], dtype=np.intp)
     vectors = _centred(load_features(store, rows), saved.readout)
+    worth = unsure[candidates] * _typical(vectors[open_], vectors[candidates])
     centres = [row for row, id_ in enumerate(found.ids) if id_ in known]
     away = np.full(len(candidates), 2.0)
     if centres:
         away = 1 - (vectors[candidates] @ vectors[centres].T).max(axis=1)
+    far = float(np.median(away))  # what lies farther off than most is no better for it: it may be an outlier
     said = found.answers()
     taken: list[int] = []
     for _ in range(min(count, len(candidates))):
-        place = int(np.argmax(np.where(np.isinf(away), -1.0, unsure[candidates] * np.maximum(away, 0.0))))
+        place = int(np.argmax(np.where(np.isinf(away), -1.0, worth * np.clip(away, 0.0, far))))
         taken.append(int(candidates[place]))
         away = np.minimum(away, 1.0 - vectors[candidates] @ vectors[candidates[place]])
         away[place] = -np.inf
@@ -400,6 +404,14 @@ def _unsure(kind: str, scores: NDArray[np.float64], by: str) -> NDArray[np.float
         return np.asarray(-(known * np.log(known)).sum(axis=1) / np.log(scores.shape[1]))
     first_two = np.sort(scores, axis=1)[:, -2:]
     return np.asarray(1 - (first_two[:, 1] - first_two[:, 0]))
+
+
+def _typical(others: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How alike each of some unit vectors is to its ten nearest others, from 0 to 1: an outlier teaches nothing of others
+    (information density, Settles & Craven 2008)."""
+    nearest = min(_NEAREST, len(others))
+    cosines = np.partition(vectors @ others.T, -nearest, axis=1)[:, -nearest:]
+    return np.asarray(np.clip(cosines.mean(axis=1), 1e-3, 1.0))
 
 
 def _centred(features: Features, readout: str) -> NDArray[np.float64]:

@@ -262,6 +262,10 @@ class ProbeTable(Rendered):
             notes.append(
                 f"Linear: standardised features, regularised, the strength by val{weighed}. SE and intervals: over test videos."
             )
+        for row in self.rows:
+            if any("layer" in one for one in row.chosen):
+                layers = ", ".join(f"{one['layer']:g}" for one in row.chosen)
+                notes.append(f"Layer of {row.features} that val chose, by seed: {layers}.")
         if steps:
             notes.append(f"Optimiser steps of a training: {', '.join(steps)}.")
         if any(row.minus_raw for row in self.rows):

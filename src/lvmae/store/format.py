@@ -88,6 +88,8 @@ class VideoRecord:
     """(D,) float32; representations only."""
     center: np.ndarray | None = None
     """(D,) float32, the mean of the embeddings, which a run with center=video takes off; representations by such a run only."""
+    layers: np.ndarray | None = None
+    """(K, D) float32, the mean of the tokens after each of K blocks of the encoder; where representations were made with them."""
     shortened: str = ""
     """Why the end of the video is missing here, if it is; then `duration` is that of what was kept."""
     identity: FileIdentity = UNKNOWN
@@ -173,7 +175,14 @@ def data_schema(manifest: Manifest) -> pa.Schema:
     ]
     if manifest.kind == REPRESENTATIONS:
         columns += [(name, pa.list_(pa.float32())) for name in ("cls", "mean", "center")] + [("made_from", pa.string())]
+        if layers_of(manifest):
+            columns.append(("layers", pa.list_(pa.float32())))
     return pa.schema(columns)
+
+
+def layers_of(manifest: Manifest) -> tuple[int, ...]:
+    """The blocks of the encoder, from 1, whose tokens' means a store of representations has; none by default."""
+    return tuple((manifest.run or {}).get("layers", ()))
 
 
 # `kept` came later: stores without it are read as if it were 0.
@@ -250,9 +259,9 @@ def row_digests(table: pa.Table) -> list[str]:
 
 def _batch_digests(batch: pa.RecordBatch) -> Iterator[str]:
     parts = []
-    for name in ("starts", "ends", "embeddings", "cls", "mean", "center"):
-        if name == "center" and name not in batch.schema.names:
-            continue  # it came later
+    for name in ("starts", "ends", "embeddings", "cls", "mean", "center", "layers"):
+        if name in ("center", "layers") and name not in batch.schema.names:
+            continue  # they came later
         if name in batch.schema.names:
             column = batch.column(name)
             values = column.values

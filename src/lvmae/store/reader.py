@@ -27,6 +27,7 @@ from lvmae.store.format import (
     VideoRecord,
     identity_in,
     l2_normalize,
+    layers_of,
     row_digests,
 )
 from lvmae.store.index import some
@@ -254,6 +255,8 @@ class EmbeddingStore(Sequence[VideoRecord]):
             pooled = {name: np.array(shard.batch.column(name)[row].as_py(), np.float32) for name in ("cls", "mean")}
             if "center" in shard.batch.schema.names and (center := shard.batch.column("center")[row].as_py()):
                 pooled["center"] = np.array(center, np.float32)
+            if "layers" in shard.batch.schema.names and (layers := shard.batch.column("layers")[row].as_py()):
+                pooled["layers"] = np.array(layers, np.float32).reshape(-1, self.dim)
         video = shard.batch.column("id")[row].as_py()
         failure = self._failures.get(video)
         return VideoRecord(
@@ -313,6 +316,16 @@ class EmbeddingStore(Sequence[VideoRecord]):
         ):
             return None
         return self._pooled("center") if len(self) else None
+
+    @cached_property
+    def layer_features(self) -> dict[int, np.ndarray]:
+        """Block of the encoder, from 1 -> (V, D) float32, the mean of its tokens; empty where none were kept."""
+        layers = layers_of(self.manifest)
+        if not layers or not len(self):
+            return {}
+        flat = np.concatenate([np.from_dlpack(shard.batch.column("layers").flatten()) for shard in self._shards])
+        means = flat.reshape(-1, len(layers), self.dim)[self._order]
+        return {layer: means[:, place] for place, layer in enumerate(layers)}
 
     @cached_property
     def mean_features(self) -> np.ndarray:

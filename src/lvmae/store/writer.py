@@ -34,6 +34,7 @@ from lvmae.store.format import (
     check_alike,
     data_schema,
     identity_columns,
+    layers_of,
     to_half,
 )
 from lvmae.store.index import INDEX, IndexEntry, describe
@@ -272,6 +273,9 @@ def _rows_to_table(rows: list[VideoRecord], manifest: Manifest) -> pa.Table:
         columns["center"] = pa.array(
             [None if row.center is None else np.asarray(row.center, np.float32) for row in rows], pa.list_(pa.float32())
         )
+        if layers_of(manifest):
+            means = [None if row.layers is None else np.asarray(row.layers, np.float32).reshape(-1) for row in rows]
+            columns["layers"] = pa.array(means, pa.list_(pa.float32()))
         columns["made_from"] = pa.array([row.made_from or None for row in rows], pa.string())
     schema = data_schema(manifest)
     return pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
