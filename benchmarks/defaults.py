@@ -41,9 +41,9 @@ BASE: dict[str, Any] = {
 CELLS: list[dict[str, Any]] = [
     {}, {"center": "video"}, {"embedding_scale": 64}, {"center": "video", "embedding_scale": 64}, {"untrained": True},
     {"loss": "contrastive"}, {"center": "video", "loss": "contrastive"}, {"loss": "residual"}, {"mask": "blocks"},
-    {"center": "video", "mask": "blocks"}, {"loss": "mse"}, {"loss": "clusters", "loss_options": ("clusters=32",)},
-    {"loss": "latent"}, {"mask_ratio": 0.6}, {"layers": 4}, {"mask": "semantic", "temperature": 0.1}, {"embedding_scale": 1},
-    {"center": "store"},
+    {"center": "video", "mask": "blocks"}, {"center": "video", "embedding_scale": 64, "loss": "contrastive"},
+    {"embedding_scale": 1}, {"center": "store"}, {"loss": "clusters", "loss_options": ("clusters=32",)}, {"loss": "latent"},
+    {"loss": "mse"}, {"layers": 4}, {"mask_ratio": 0.6}, {"mask": "semantic", "temperature": 0.1},
 ]  # fmt: skip
 STRENGTHS = np.logspace(-4, 2, 7)
 
