@@ -46,5 +46,9 @@ $(TESTS): $(RUNS)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# On a machine with a GPU, from a checkout, with the Python that has its torch: `make gpu-embed PYTHON=python3`.
+gpu-embed:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_embed.py
+
 clean:
 	rm -rf .venv demo

@@ -245,7 +245,9 @@ class TwoStages:
 
     def __init__(self, job: Job, *, workers: int, timeout: float) -> None:
         assert job.frames is not None
-        self._job, self._size, self._timeout = job, workers, timeout
+        self._job, self._timeout = job, timeout
+        self.workers = workers
+        """How many decoders are at work; it may be lowered, and raised again to what it was."""
         self._memory = FrameMemory(
             _GRANTED * workers + (_BATCHES + 1) * job.batch_size * len(job.devices), job.frames.shape
         )
@@ -257,6 +259,11 @@ class TwoStages:
         self._open: set[_Take] = set()
         self._suspects: Counter[VideoFile] = Counter()  # files, by how often an encoder died with them in its hands
         self._balance = _Balance()
+
+    @property
+    def encoder_seconds(self) -> tuple[float, float]:
+        """How long encoders have encoded in all, and waited for batches."""
+        return self._balance.total_busy, self._balance.total_idle
 
     def __enter__(self) -> Self:
         return self
@@ -273,12 +280,12 @@ class TwoStages:
         Every file ends in exactly one VideoRecord, Failure or Postponed, unless `stop` is set: then what is in hand is finished and
         nothing else is taken up. The parts of a film that is shared are in vain then, if some are not in hand.
         """
-        work = Ledger(shared_out(files, self._size, self._job.rule))
+        work = Ledger(shared_out(files, self.workers, self._job.rule))
         while work.queue or self._open:
             if stop.is_set():
                 work.queue.clear()
             self._staff(work)
-            for decoder in self._decoders:
+            for decoder in self._decoders[: self.workers]:
                 if decoder.asking and work.queue:
                     self._open.add(decoder.answer(work.queue.popleft()))
             self._grant()
@@ -310,7 +317,7 @@ class TwoStages:
         """Starts the processes that are lacking."""
         missing = Counter(self._job.devices) - Counter(encoder.device for encoder in self._encoders)
         self._encoders += [EncodingProcess(self._job, self._memory, device) for device in missing.elements()]
-        while len(self._decoders) < self._size and len(work.queue) > sum(d.take is None for d in self._decoders):
+        while len(self._decoders) < self.workers and len(work.queue) > sum(d.take is None for d in self._decoders):
             self._decoders.append(DecodingProcess(self._job, self._memory))
 
     def _grant(self) -> None:
@@ -469,12 +476,14 @@ class _Balance:
 
     def __init__(self) -> None:
         self._worked = self._waited = self._busy = self._idle = 0.0
+        self.total_busy = self.total_idle = 0.0
 
     def decoded(self, worked: float, waited: float) -> None:
         self._worked, self._waited = 0.99 * self._worked + worked, 0.99 * self._waited + waited
 
     def encoded(self, busy: float, idle: float) -> None:
         self._busy, self._idle = 0.9 * self._busy + busy, 0.9 * self._idle + idle
+        self.total_busy, self.total_idle = self.total_busy + busy, self.total_idle + idle
 
     def note(self, decoders: int) -> str:
         """In words, with the number of decoders whose work would fill all of the encoders' time."""
