@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import lvmae
-from lvmae.cli import ablation, checkpoints, duplicates, evaluation, labelling, library, model, search, store, upkeep
+from lvmae.cli import (
+    ablation,
+    checkpoints,
+    duplicates,
+    evaluation,
+    labelling,
+    library,
+    machine,
+    model,
+    search,
+    store,
+    upkeep,
+)
 from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
 from lvmae.cli.journal import flush_output, journal, write_summary
@@ -104,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         duplicates.add_duplicates,
         _add_quickstart,
         _add_demo,
+        machine.add_doctor,
     ):
         add(commands)
     return parser
