@@ -393,3 +393,9 @@ def test_unit_vectors_of_any_scale(exponent: float, kind: type) -> None:
     if np.isfinite(values).all():
         np.testing.assert_allclose(np.linalg.norm(l2_normalize(values), axis=1), 1, atol=1e-5)
     assert not l2_normalize(np.zeros((2, 8), kind)).any()
+
+
+def test_what_grants_access_to_a_store_is_not_told() -> None:
+    with pytest.raises((InputError, WorkError), match=r"https://127\.0\.0\.1:9/store cannot be reached") as told:
+        EmbeddingStore("https://anna:s3cret@127.0.0.1:9/store?token=s3cret")
+    assert "s3cret" not in str(told.value)

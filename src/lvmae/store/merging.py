@@ -76,7 +76,7 @@ def merge_stores(
     manifest = sources[0].manifest
     for source in sources:
         check_alike(source.manifest, manifest, source.path)
-    folders = [StoreFolder(source.path) for source in sources]
+    folders = [source.folder for source in sources]
     target = StoreFolder(out)
     if any((folder.fs, folder.root) == (target.fs, target.root) for folder in folders):
         raise InputError(f"{os.fspath(out)} is one of the stores to merge; choose another place for what comes out.")

@@ -61,12 +61,12 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._folder = StoreFolder(path)
-        self.path = self._folder.url
-        """Path or URL as it was given: `EmbeddingStore(store.path)` opens it again."""
+        self.path = self._folder.said
+        """Path or URL, without what a URL grants access by: fit to be printed and written down."""
         manifest = self._folder.manifest()
         if manifest is None:
             raise InputError(
-                f"{self._folder.said} is not a store (it has no manifest.json); make one with `lvmae embed` or `lvmae import`"
+                f"{self.path} is not a store (it has no manifest.json); make one with `lvmae embed` or `lvmae import`"
             )
         self.manifest = manifest
 
@@ -77,18 +77,23 @@ class EmbeddingStore(Sequence[VideoRecord]):
             return path
         store = cls(path)
         if len(store) == 0:
-            said = store._folder.said
+            said = store.path
             raise InputError(f"{said} holds no video yet; see `lvmae inspect {said}` for what failed")
         if store.kind == REPRESENTATIONS and (stale := store.stale()):
             log.warning(
                 "%s is stale: the embeddings of %s have changed or gone since; make these representations again",
-                store._folder.said,
+                store.path,
                 some(stale),
             )
         return store
 
     def __reduce__(self) -> tuple[type[EmbeddingStore], tuple[str]]:
-        return type(self), (self.path,)
+        return type(self), (self._folder.url,)
+
+    @property
+    def folder(self) -> StoreFolder:
+        """Where its files lie."""
+        return self._folder
 
     @property
     def dim(self) -> int:
@@ -131,11 +136,11 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def _viewed(self, batch: pa.RecordBatch, shard: Shard) -> _Shard:
         column = batch.column("embeddings")
         if column.type.value_type.list_size != self.dim:
-            raise WorkError(f"{self._folder.said}/{shard.path} does not have the width {self.dim} of its manifest")
+            raise WorkError(f"{self.path}/{shard.path} does not have the width {self.dim} of its manifest")
         written = (metadata_of(batch.schema) or {}).get("manifest")
         if isinstance(written, dict) and any(written.get(name) != getattr(self.manifest, name) for name in _MEANING):
             raise WorkError(
-                f"{self._folder.said}/manifest.json says something else than {shard.path}; repair the store with `lvmae verify`"
+                f"{self.path}/manifest.json says something else than {shard.path}; repair the store with `lvmae verify`"
             )
         # DLPack gives the same views as to_numpy, which would import pandas first.
         return _Shard(
