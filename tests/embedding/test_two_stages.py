@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +20,13 @@ import pytest
 from jobs import Mean, contents, embed
 
 from films import write_film
-from lvmae.embedding import frame_memory, pipeline, two_stages
+from lvmae.embedding import engine, frame_memory, local_engine, pipeline, two_stages
 from lvmae.embedding.frame_memory import FrameMemory
 from lvmae.embedding.two_stages import _Balance
 from lvmae.errors import InputError, WorkError
+from lvmae.store import EmbeddingStore
 
+HERE = Path(__file__).parent
 TWO = {"devices": "cpu,cpu", "workers": 2}
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 
@@ -121,6 +130,63 @@ def test_a_process_killed_with_work_in_its_hands_costs_nothing(
     assert contents(tmp_path / "store") == plain
 
 
+SCRIPT = """
+import sys
+from lvmae.embedding import embed_videos
+folder, out, log = sys.argv[1:]
+embed_videos(folder, out, encoder="jobs:Mean", encoder_options={"trouble": f"log={log}"}, segment_seconds=1.0, workers=2,
+             batch_size=1, devices="cpu,cpu", commit_seconds=0.2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_job_that_is_stopped_leaves_no_process_and_the_same_command_continues(
+    folder: Path, plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.syspath_prepend(HERE.parents[1] / "benchmarks")
+    family = importlib.import_module("watching").family
+    out, log = tmp_path / "store", tmp_path / "log"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(out), str(log)]
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    _wait(lambda: log.exists() and log.stat().st_size >= 2)
+    started = family(job.pid)[0][1:]
+    assert len(started) >= 3  # decoders and at least one encoder
+    job.send_signal(number)
+    job.wait(timeout=60)
+    _wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+    kept = len(EmbeddingStore(out))
+    summary = embed(folder, out, **TWO, encoder_options={"trouble": f"log={log}"})
+    assert (summary.skipped, summary.embedded) == (kept, 4 - kept)
+    assert contents(out) == plain
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_workers_that_are_killed_while_they_start_cost_one_more_try(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(local_engine._Worker):
+        starts = 0
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            Killed.starts += 1
+            if Killed.starts <= 2:
+                self.process.kill()
+
+    monkeypatch.setattr(local_engine, "_Worker", Killed)
+    assert embed(folder, tmp_path / "store", workers=1).embedded == 4
+    Killed.starts = -10
+    with pytest.raises(WorkError, match=r"A worker process ended 3 times before it could start \(signal 9\)"):
+        embed(folder, tmp_path / "none", workers=1)
+
+
 def test_processes_that_are_killed_while_they_start_cost_one_more_try(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +232,8 @@ def test_an_encoder_that_fails_ends_the_job_and_devices_that_are_not_there_are_n
         embed(folder, tmp_path / "a", encoder_options={"trouble": "raise=out of luck"}, **TWO)
     with pytest.raises(InputError, match="The device 'abacus:3' is not available here"):
         embed(folder, tmp_path / "b", devices="cpu,abacus:3")
+    with pytest.raises(InputError, match="Devices are this machine's"):
+        embed(folder, tmp_path / "b", devices="cpu", engine="ray")
     with pytest.raises(InputError, match="has no option `device`"):
         embed(folder, tmp_path / "b", devices="meta")
 
@@ -211,3 +279,18 @@ def test_which_stage_limits_and_how_many_decoders_are_enough() -> None:
 def test_the_note_reaches_the_progress_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     embed(folder, tmp_path / "store", devices="cpu", workers=1, batch_size=2)
     assert "decoding limits, " in (said := capsys.readouterr().err) or "encoding limits, " in said
+
+
+def test_what_is_finished_is_committed_after_seconds_sooner_in_a_young_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    commits: list[float] = []
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    due = engine._Commits(SimpleNamespace(commit=lambda: commits.append(now)), 10.0)  # type: ignore[arg-type]
+    while now < 1200:
+        now += 0.25
+        due.if_due()
+    gaps = np.diff([1000.0, *commits])
+    assert gaps.max() <= 10.25
+    ages = np.array(commits) - 1000.0
+    assert (gaps <= np.maximum(1.0, ages / 4) + 0.25).all()  # a kill after 4 s loses a second
+    assert len(commits) < 40  # and an old job does not make small shards

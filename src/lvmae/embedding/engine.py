@@ -175,6 +175,10 @@ def embed_videos(
     for name, number in (positive | {"commit_seconds": commit_seconds}).items():
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{name} must be positive, not {number}.")
+    if devices is not None and engine != "local":
+        raise InputError(
+            "Devices are this machine's; what encoders on a cluster get is said in Ray's GPUs and resources."
+        )
     run = _engine(engine, address, worker_cpus, worker_gpus, encoder_resources)
     stored = stored_sources([out] if rank is None else rank_stores(out))
     search = search_videos(videos, stored)

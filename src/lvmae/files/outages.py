@@ -50,6 +50,8 @@ def _status(error: BaseException) -> int | None:
         response = getattr(link, "response", None)  # botocore's
         if isinstance(response, dict):
             found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        elif response is not None:  # requests' and httpx's, as the clients of hubs have them
+            found = getattr(response, "status_code", None)
         else:
             found = getattr(link, "status" if hasattr(link, "status") else "code", None)
         if isinstance(response, dict) and found == 400:
@@ -66,7 +68,7 @@ def retry_after(error: BaseException) -> float | None:
         headers = (
             response.get("ResponseMetadata", {}).get("HTTPHeaders")
             if isinstance(response, dict)
-            else getattr(link, "headers", None)
+            else getattr(link if response is None else response, "headers", None)
         )
         stated = next((v for k, v in dict(headers or {}).items() if str(k).lower() == "retry-after"), None)
         if stated is None:
