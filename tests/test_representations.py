@@ -317,3 +317,44 @@ def test_layers_are_asked_for_once(run: Path, store: EmbeddingStore, tmp_path: P
             represent(run, store, tmp_path / "other", layers=wrong)
     assert main(["represent", str(run), store.path, "--out", str(tmp_path / "typed"), "--layers", "1,2"]) == 0
     assert list(EmbeddingStore.open(tmp_path / "typed").layer_features) == [1, 2]
+
+
+def test_ranks_share_the_videos_and_merge_into_the_same_store(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    whole = represent(run, store, tmp_path / "whole")
+    assert (
+        main(["represent", str(run), store.path, "--out", str(tmp_path / "ranks"), "--rank", "0", "--world-size", "3"])
+        == 0
+    )
+    first = EmbeddingStore(tmp_path / "ranks" / "rank-00000-of-00003")
+    # Another number of ranks takes the rest, whoever it would have been of.
+    parts = [represent(run, store, tmp_path / "ranks", rank=rank, world_size=2) for rank in range(2)]
+    assert sorted([*first.ids, *parts[0].ids, *parts[1].ids]) == store.ids
+    assert len(first.ids) < len(store)
+    assert main(["merge", str(tmp_path / "ranks"), "--out", str(tmp_path / "merged")]) == 0
+    merged = EmbeddingStore(tmp_path / "merged")
+    assert merged.ids == whole.ids
+    for ours, theirs in zip(merged, whole, strict=True):
+        np.testing.assert_allclose(ours.embeddings, theirs.embeddings, atol=2e-3)
+        np.testing.assert_allclose(ours.cls, theirs.cls, atol=1e-5)
+    with pytest.raises(InputError, match="A rank and a world size go together"):
+        represent(run, store, tmp_path / "ranks", rank=1)
+    with pytest.raises(InputError, match="must lie between 0 and world size - 1, not be 2 of 2"):
+        represent(run, store, tmp_path / "ranks", rank=2, world_size=2)
+
+
+def test_slurm_says_the_rank(run: Path, store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert main(["represent", str(run), store.path, "--out", str(tmp_path / "ranks"), "--slurm"]) == 0
+    assert (tmp_path / "ranks" / "rank-00001-of-00002").is_dir()
+
+
+def test_bf16_stays_near_float32(run: Path, store: EmbeddingStore, tmp_path: Path) -> None:
+    exact = represent(run, store, tmp_path / "fp32", precision="fp32")
+    assert main(["represent", str(run), store.path, "--out", str(tmp_path / "bf16"), "--precision", "bf16"]) == 0
+    half = EmbeddingStore(tmp_path / "bf16")
+    ours, theirs = (torch.from_numpy(np.concatenate([r.embeddings for r in s])).float() for s in (half, exact))
+    assert not torch.equal(ours, theirs)
+    assert F.cosine_similarity(ours, theirs, dim=-1).min() > 0.999
+    with pytest.raises(InputError, match="There is no precision 'int8'; choose auto, fp32, bf16"):
+        represent(run, store, tmp_path / "int8", precision="int8")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 CHOICES = "auto, cpu, cuda, cuda:N or mps"
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -27,6 +28,23 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"The device {str(name)!r} is not available here; use {CHOICES}.") from None
     return device
+
+
+def computing_in(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which models with float32 weights compute so; what flows from block to block stays float32.
+
+    Args:
+        precision: "fp32", "bf16" or "auto", which is bf16 on CUDA and else fp32.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    import torch
+
+    if precision not in PRECISIONS:
+        raise InputError(f"There is no precision {precision!r}; choose {', '.join(PRECISIONS)}.")
+    half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def all_of_its_kind(device: torch.device) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ command goes on.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from lvmae.devices import pick_device
+from lvmae.devices import computing_in, pick_device
 from lvmae.errors import InputError, WorkError
 from lvmae.files.urls import without_secrets
 from lvmae.model import LVMAEModel
+from lvmae.model.centering import means_by_sequence
 from lvmae.model.plan import make_plan
 from lvmae.process import own_state
 from lvmae.progress import progress
@@ -34,7 +38,10 @@ from lvmae.store import (
     Manifest,
     StoreWriter,
     VideoRecord,
+    ids_of_other_ranks,
+    in_share,
     l2_normalize,
+    rank_store,
     remove_videos,
 )
 
@@ -48,9 +55,12 @@ def represent(
     out: str | Path,
     *,
     device: str | None = None,
+    precision: str = "auto",
     batch_tokens: int = 8192,
     overwrite: bool = False,
     layers: str | Sequence[int] = "last",
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> EmbeddingStore:
     """Computes the representations of a store's videos that `out` does not hold yet.
 
@@ -59,10 +69,16 @@ def represent(
         store: embeddings, of the space the run was trained on.
         out: the store of representations, made or gone on with.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
+        precision: "fp32", "bf16" or "auto", which is bf16 on CUDA; what flows between blocks is float32 in both.
         batch_tokens: segments in a batch, at most; a longer video is a batch of its own.
         overwrite: begin anew where `out` holds representations by another run or of another store.
         layers: blocks of the encoder, from 1, whose tokens' means are kept too, for probes to choose from: "last" (none beside
             the tokens themselves), "all", or numbers, as a list or "1,2".
+        rank, world_size: this is one of several processes, anywhere: it takes its share, by a hash of the ids, leaves out what
+            any rank did before, and writes a store of its own below `out`; `lvmae.store.merge_stores` makes one of them all.
+
+    Returns:
+        The store of representations, a rank's own where there are ranks.
 
     Raises:
         InputError: where the run or the store is none, they are of different spaces, or `out` is of another run or
@@ -76,6 +92,12 @@ def represent(
     model = load_run_encoder(run)
     check_space(run, model.config, store)
     kept = layers_among(layers, model.config.num_hidden_layers)
+    if (rank is None) != (world_size is None):
+        raise InputError("A rank and a world size go together.")
+    whole, share = os.fspath(out), set(store.ids)
+    if rank is not None and world_size is not None:
+        out = rank_store(whole, rank, world_size)
+        share = {id_ for id_ in store.ids if in_share(id_, rank, world_size)}
     made_from = _begun(out, run, store, fingerprint, kept, overwrite) or {
         "path": str(run),
         "fingerprint": fingerprint,
@@ -91,19 +113,23 @@ def represent(
         run=made_from,
     )
     place = pick_device(device)
+    context = computing_in(precision, place)
+    if rank is not None:
+        share -= ids_of_other_ranks(whole, os.fspath(out), manifest)
     stale = _without_removed(out, store)
     with StoreWriter(out, manifest) as writer:
         writer.admit(store.ids)
-        todo = [index for index, id_ in enumerate(store.ids) if id_ not in writer.done or id_ in stale]
+        todo = [index for index, id_ in enumerate(store.ids) if id_ in share - writer.done or id_ in stale]
         if todo:
             model.to(place)  # type: ignore[arg-type]
-            with progress(desc="represent", unit="videos", total=len(store), initial=len(store) - len(todo)) as bar:
+            total = max(len(share), len(todo))
+            with context, progress(desc="represent", unit="videos", total=total, initial=total - len(todo)) as bar:
                 for batch in _batches(todo, store.lengths, batch_tokens):
                     records = _represented(model, store, batch, place)
                     for record in _with_layers(records, model, store, batch, place, kept) if kept else records:
                         writer.add(record, replaces=record.id in stale)
                     bar.update(len(batch))
-    return EmbeddingStore.open(out)
+    return EmbeddingStore(out) if rank is not None else EmbeddingStore.open(out)
 
 
 def _begun(
@@ -174,11 +200,13 @@ def _represented(
     model: LVMAEModel, store: EmbeddingStore, batch: list[int], device: torch.device
 ) -> Iterator[VideoRecord]:
     lengths = [int(store.lengths[index]) for index in batch]
-    units = [l2_normalize(store.embeddings(index)) for index in batch]
-    packed = np.concatenate(units)
-    features = model(inputs_embeds=torch.from_numpy(packed)[None].to(device), lengths=lengths).last_hidden_state[0]
+    raw = np.concatenate([store.embeddings(index) for index in batch])
+    units = F.normalize(torch.from_numpy(raw).to(device).float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
+    features = model(inputs_embeds=units[None], lengths=lengths).last_hidden_state[0].float()
+    # All of a batch crosses at once: one wait for the device, whatever the number of videos.
+    features, means, centers = features.cpu(), *_means(features, units, lengths)
     start = 0
-    for index, length, unit in zip(batch, lengths, units, strict=True):
+    for place, (index, length) in enumerate(zip(batch, lengths, strict=True)):
         cls, tokens = features[start], features[start + 1 : start + 1 + length]
         start += 1 + length
         record = store[index]
@@ -192,10 +220,10 @@ def _represented(
             duration=record.duration,
             starts=record.starts,
             ends=record.ends,
-            embeddings=tokens.float().cpu().numpy(),
-            cls=cls.float().cpu().numpy(),
-            mean=tokens.float().mean(dim=0).cpu().numpy(),
-            center=unit.mean(axis=0) if model.config.center == "video" else None,
+            embeddings=tokens.numpy(),
+            cls=cls.numpy(),
+            mean=means[place].numpy(),
+            center=centers[place].numpy() if model.config.center == "video" else None,
             shortened=record.shortened,
             made_from=store.digests[record.id],
             identity=record.identity,
@@ -256,3 +284,16 @@ def _layer_means(
             sums = torch.zeros(len(units), tokens.shape[1], device=device).index_add_(0, owner, values.float())
             found[:, layers.index(number)] = (sums / counts).cpu().numpy()
     return list(found)
+
+
+def _means(features: Tensor, units: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Of each sequence, on the host: the mean of its features, [CLS] left out, and of its embeddings, (B, D) each.
+
+    Args:
+        features: (N + B, D), a [CLS] in front of each sequence. units: (N, D).
+    """
+    sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(units.device)
+    every = torch.ones_like(sequence, dtype=torch.bool)
+    tokens = features.index_select(0, torch.arange(len(units), device=units.device) + sequence + 1)
+    means, centers = (means_by_sequence(each, sequence, every, len(lengths)).cpu() for each in (tokens, units))
+    return means, centers

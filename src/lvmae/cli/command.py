@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from lvmae.devices import CHOICES
+from lvmae.devices import CHOICES, PRECISIONS
 from lvmae.errors import InputError
 from lvmae.files.urls import without_secrets
 
@@ -44,6 +45,37 @@ def takes_trust(command: Any) -> None:
 def add_device(command: Any) -> None:
     """Adds the option that says where a model computes."""
     command.add_argument("--device", default="auto", help=f"{CHOICES} (default: auto)")
+
+
+def add_precision(command: Any) -> None:
+    """Adds the option that says in what numbers a model computes."""
+    command.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="fp32, bf16, or auto: bf16 on CUDA, else fp32 (default: auto)",
+    )
+
+
+def add_ranks(group: Any) -> None:
+    """Adds the options of one process among several, anywhere, that share a job."""
+    group.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
+    group.add_argument("--world-size", type=int, metavar="N", help="of N processes")
+    group.add_argument("--slurm", action="store_true", help="take both from SLURM_PROCID and SLURM_NTASKS")
+
+
+def rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
+    """The rank and the world size that were given, None for a process that is alone. Raises InputError."""
+    if not arguments.slurm:
+        return arguments.rank, arguments.world_size
+    if arguments.rank is not None or arguments.world_size is not None:
+        raise InputError("--slurm takes the rank and the world size from Slurm; give it, or the two, but not both")
+    try:
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    except (KeyError, ValueError):
+        raise InputError(
+            "--slurm needs SLURM_PROCID and SLURM_NTASKS, which srun sets; run it as a step of a job"
+        ) from None
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lvmae.cli.command import add_device, command_of, takes_trust
+from lvmae.cli.command import add_device, add_precision, command_of, takes_trust
 from lvmae.errors import InputError
 from lvmae.process import is_terminal
 from lvmae.sequences import STRATEGIES
@@ -83,6 +83,7 @@ def add_interpret(commands: Any) -> None:
     command.add_argument("--ratio", type=float, default=0.4, help="share of segments to mask (default: 0.4)")
     command.add_argument("--seed", type=int, default=0)
     add_device(command)
+    add_precision(command)
     command.add_argument("--probe-table", metavar="JSON", help="show this table of `lvmae probe --out` on the page")
 
 
@@ -103,6 +104,7 @@ def _run_interpret(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         tables=tables,
         device=arguments.device,
+        precision=arguments.precision,
     )
     print(found.to_markdown())
     print(f"report: {arguments.out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lvmae.cli.command import add_device, command_of, key_values, takes_trust
+from lvmae.cli.command import add_device, add_precision, add_ranks, command_of, key_values, rank_of, takes_trust
 from lvmae.cli.journal import takes_journal
 from lvmae.sequences import STRATEGIES
 
@@ -127,6 +127,8 @@ def add_represent(commands: Any) -> None:
         help="keep the mean of each of these layers' tokens too; `lvmae probe` then chooses one on val (default: last)",
     )
     add_device(command)
+    add_precision(command)
+    add_ranks(command.add_argument_group("many machines"))
 
 
 def _run_represent(arguments: argparse.Namespace) -> int:
@@ -138,8 +140,16 @@ def _run_represent(arguments: argparse.Namespace) -> int:
         print(estimate_representing(arguments.run, arguments.store).to_text())
         return 0
 
+    rank, world_size = rank_of(arguments)
     features = represent(
-        arguments.run, arguments.store, arguments.out, device=arguments.device, layers=arguments.layers
+        arguments.run,
+        arguments.store,
+        arguments.out,
+        device=arguments.device,
+        precision=arguments.precision,
+        layers=arguments.layers,
+        rank=rank,
+        world_size=world_size,
     )
-    print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {arguments.out}")
+    print(f"{len(features)} videos, {int(features.lengths.sum())} segments of width {features.dim} in {features.path}")
     return 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from typing import Any
 
-from lvmae.cli.command import command_of, key_values, printable, tell_changed, tell_failures
+from lvmae.cli.command import add_ranks, command_of, key_values, printable, rank_of, tell_changed, tell_failures
 from lvmae.cli.console import print_json
 from lvmae.cli.journal import takes_journal
 from lvmae.errors import InputError, OutageError
@@ -82,9 +81,7 @@ def add_embed(commands: Any) -> None:
     command.add_argument("--wait", action="store_true", help="wait for a store that another process writes to")
     takes_journal(command)
     many = command.add_argument_group("many machines")
-    many.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
-    many.add_argument("--world-size", type=int, metavar="N", help="of N processes with the same videos")
-    many.add_argument("--slurm", action="store_true", help="take both from SLURM_PROCID and SLURM_NTASKS")
+    add_ranks(many)
     many.add_argument("--engine", default="local", help="local, or ray (default: local)")
     many.add_argument("--address", help="of the Ray cluster (default: the one of this machine, or one started here)")
     many.add_argument("--worker-cpus", type=float, metavar="N", help="CPUs that Ray gives a worker (default: 1)")
@@ -108,7 +105,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
 
     if arguments.dry_run:
         return _estimate_embed(arguments)
-    rank, world_size = _rank_of(arguments)
+    rank, world_size = rank_of(arguments)
     summary = embed_videos(
         arguments.videos,
         arguments.out,
@@ -176,19 +173,6 @@ def _amounts(pairs: list[str]) -> dict[str, float]:
         return {name: float(amount) for name, amount in key_values(pairs, "--encoder-resource").items()}
     except ValueError as error:
         raise InputError(f"--encoder-resource is of the form NAME=NUMBER: {error}") from None
-
-
-def _rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
-    if not arguments.slurm:
-        return arguments.rank, arguments.world_size
-    if arguments.rank is not None or arguments.world_size is not None:
-        raise InputError("--slurm takes the rank and the world size from Slurm; give it, or the two, but not both")
-    try:
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    except (KeyError, ValueError):
-        raise InputError(
-            "--slurm needs SLURM_PROCID and SLURM_NTASKS, which srun sets; run it as a step of a job"
-        ) from None
 
 
 def add_merge(commands: Any) -> None:

@@ -150,6 +150,7 @@ def interpret(
     pictures: int = 1000,
     tables: Sequence[ScoreTable] = (),
     device: str | None = None,
+    precision: str = "auto",
     batch_tokens: int = 8192,
 ) -> Interpretation:
     """Masks, reconstructs and reads back the videos of a store.
@@ -165,6 +166,7 @@ def interpret(
         pictures: pictures on the page, at most; they come from the videos' files where those are at hand.
         tables: further tables for the page, such as a probe's.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
+        precision: "fp32", "bf16" or "auto", which is bf16 on CUDA, of the model; what flows between blocks is float32.
         batch_tokens: segments in a batch, at most.
 
     Raises:
@@ -189,7 +191,7 @@ def interpret(
         by_video = captions_by_video(loaded, store.ids)
     texts = Texts.read(store, by_video, place, notes)
     shown = _choose(store.lengths, max_videos)
-    reader = Reader(model, store, texts, set(shown), top_k=top_k, device=place)
+    reader = Reader(model, store, texts, set(shown), top_k=top_k, device=place, precision=precision)
     jobs = masked_windows(
         store, set(shown), max_segments=model.config.max_segments, ratio=ratio, strategy=mask, seed=seed
     )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from lvmae.devices import computing_in
 from lvmae.errors import InputError, WorkError
 from lvmae.interpretation.texts import Texts
 from lvmae.model import LVMAEForPreTraining
@@ -96,8 +97,10 @@ class Reader:
         *,
         top_k: int,
         device: torch.device,
+        precision: str = "auto",
     ) -> None:
         self.model, self.store, self.texts, self.device, self.top_k = model, store, texts, device, top_k
+        self.precision = precision
         self.unhidden = 0
         self._neighbours: dict[int, list[tuple[str, float]]] = {}
         self._cosines: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
@@ -138,7 +141,8 @@ class Reader:
     def _read(self, jobs: list[Job]) -> None:
         batch = collate_packed([job.window for job in jobs])
         batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        rows = self.model(**batch).reconstruction[0].float().cpu().numpy()  # (N, D)
+        with computing_in(self.precision, self.device):
+            rows = self.model(**batch).reconstruction[0].float().cpu().numpy()  # (N, D)
         if not np.isfinite(rows).all():
             raise WorkError("the model's reconstructions are not finite; its training has diverged")
         queries: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}

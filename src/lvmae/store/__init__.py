@@ -24,7 +24,7 @@ from lvmae.store.format import (
     to_half,
 )
 from lvmae.store.locations import Relocation, located, relocate, remember_folder, why_missing
-from lvmae.store.merging import MergeSummary, ids_of_other_ranks, merge_stores, rank_store, rank_stores
+from lvmae.store.merging import MergeSummary, ids_of_other_ranks, in_share, merge_stores, rank_store, rank_stores
 from lvmae.store.reader import EmbeddingStore
 from lvmae.store.removal import Removal, remove_videos
 from lvmae.store.sources import StoredSource, StoredSources, path_names, source_key, stored_sources
@@ -49,6 +49,7 @@ __all__ = [
     "VideoRecord",
     "as_float32",
     "ids_of_other_ranks",
+    "in_share",
     "l2_normalize",
     "located",
     "merge_stores",

@@ -37,6 +37,16 @@ def rank_store(out: str | os.PathLike[str], rank: int, world_size: int) -> str:
     return f"{os.fspath(out).rstrip('/')}/rank-{rank:05d}-of-{world_size:05d}"
 
 
+def in_share(video: str, rank: int, world_size: int) -> bool:
+    """Whether the video of this id is one that process `rank` of `world_size` has to do, whatever else there is to do.
+
+    Raises InputError for a rank that is not one of 0 to world_size - 1.
+    """
+    if not 0 <= rank < world_size:
+        raise InputError(f"The rank must lie between 0 and world size - 1, not be {rank} of {world_size}.")
+    return int.from_bytes(hashlib.sha256(video.encode()).digest()[:8]) % world_size == rank
+
+
 def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest) -> set[str]:
     """Ids that the rank stores below `out` hold, `own` aside, whatever world size they were written with.
 
