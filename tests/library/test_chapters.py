@@ -16,6 +16,7 @@ from PIL import Image
 
 from lvmae.cli import main
 from lvmae.errors import InputError
+from lvmae.library import chapters
 from lvmae.library.captions import load_captions
 from lvmae.library.chapters import clock, segment_exactly, segment_freely, timeline
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
@@ -168,3 +169,20 @@ def test_a_store_without_a_text_side_has_numbered_chapters(tmp_path: Path, capsy
         f"0:0{m}:{s:02d} Chapter {n}" for n, (m, s) in enumerate([(0, 0), (0, 25), (0, 50), (1, 15)], 1)
     ]
     assert "no titles" in said.err
+
+
+def test_borders_of_a_very_long_video_are_moved_from_the_grid_to_their_segments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a grid as fine as the segments, and with one of 64 places, the same borders are found."""
+    generator = np.random.default_rng(0)
+    lengths = [431, 97, 260, 512, 203, 297]
+    topics = np.repeat(generator.normal(size=(6, 24)), lengths, axis=0)
+    unit = l2_normalize(topics + 0.8 * generator.normal(size=topics.shape))
+    edges = np.arange(len(unit) + 1) * 5.0
+    expected = [0, *np.cumsum(lengths)[:-1].tolist()]
+    assert segment_freely(unit, edges, 60.0) == segment_exactly(unit, 6) == expected
+    monkeypatch.setattr(chapters, "_GRID", 64)
+    assert segment_freely(unit, edges, 60.0) == segment_exactly(unit, 6) == expected
+    found = segment_freely(unit, edges, 2000.0)  # 400 segments at least
+    assert min(np.diff([*found, len(unit)])) >= 400

@@ -1,7 +1,8 @@
 """Chapters of one video: where it turns to something else, and what each part shows.
 
 Enters: a video of a store. Leaves: a `Timeline`, as text, JSON, WebVTT chapters or a picture. Price: O(n^2 D) for n segments, so
-about a second for a film of two hours; titles cost the encoder's text side once.
+about a second for a film of two hours; titles cost the encoder's text side once. Beyond 4,096 segments borders are found on a grid
+of so many places, and each is then moved to the segment where it is best.
 
 The borders are the optimal segmentation, by dynamic programming, under the cost of kernel change-point detection with the cosine
 kernel (Harchaoui & Cappé 2007; Arlot, Celisse & Harchaoui, JMLR 2019): a chapter of segments with unit vectors u_1..u_n costs
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _LEAST_SECONDS = 10.0  # a chapter's least length where none is asked for, and of a long video
 _MOST_CHAPTERS = 40  # at least this part of it
 _WORDS = 3  # a chapter
+_GRID = 4096  # places of borders that are tried together: all of a film of five hours
+_TOGETHER = 128  # ends whose products are taken at once
+_PASSES = 8  # in which the borders of a longer video are moved from the grid to their segments
 
 
 @dataclass(frozen=True)
@@ -179,18 +183,22 @@ def timeline(
 
 def segment_exactly(unit: np.ndarray, chapters: int) -> list[int]:
     """First segments of exactly `chapters` chapters of least total cost, of unit vectors (L, D)."""
-    length = len(unit)
-    best = np.full((chapters + 1, length + 1), np.inf)  # best[c, j]: cost of the first j segments in c chapters
+    places = _places(len(unit), chapters)
+    last = len(places) - 1
+    best = np.full(
+        (chapters + 1, last + 1), np.inf
+    )  # best[c, j]: cost of what lies before the j-th place in c chapters
     best[0, 0] = 0.0
-    before = np.zeros((chapters + 1, length + 1), np.int64)
-    for end, costs in _costs(unit):  # (end,): a chapter from each i < end to `end`
+    before = np.zeros((chapters + 1, last + 1), np.int64)
+    sums = _sums(unit)
+    for end, costs in _costs(sums, places):  # (end,): a chapter from each place i < end to `end`
         totals = best[:-1, :end] + costs  # (chapters, end)
         before[1:, end] = totals.argmin(axis=1)
         best[1:, end] = totals.min(axis=1)
-    borders = [length]
+    borders = [last]
     for count in range(chapters, 0, -1):
         borders.append(int(before[count, borders[-1]]))
-    return borders[:0:-1]
+    return _refined([int(places[border]) for border in borders[:0:-1]], sums, places)
 
 
 def segment_freely(unit: np.ndarray, edges: np.ndarray, min_seconds: float) -> list[int]:
@@ -202,28 +210,84 @@ def segment_freely(unit: np.ndarray, edges: np.ndarray, min_seconds: float) -> l
     steps = ((unit[1:] - unit[:-1]).astype(np.float64) ** 2).sum(axis=1)
     scatter = float(np.quantile(steps, 0.25)) / 2 if length > 1 else 0.0
     price = max(2.0 * scatter * np.log(length), 1e-6 * length)  # rounding alone must not pay for a chapter
-    best = np.full(length + 1, np.inf)
+    places = _places(length)
+    best = np.full(len(places), np.inf)
     best[0] = 0.0
-    before = np.zeros(length + 1, np.int64)
-    for end, costs in _costs(unit):
-        allowed = edges[end] - edges[:end] >= min_seconds * (1 - 1e-9)
+    before = np.zeros(len(places), np.int64)
+    sums = _sums(unit)
+    for end, costs in _costs(sums, places):
+        allowed = edges[places[end]] - edges[places[:end]] >= min_seconds * (1 - 1e-9)
         totals = np.where(allowed, best[:end] + costs + price, np.inf)
         before[end] = totals.argmin()  # the first place where nothing is allowed: one chapter
         best[end] = totals[before[end]]
-    borders = [length]
+    borders = [len(places) - 1]
     while borders[-1]:
         borders.append(int(before[borders[-1]]))
-    return borders[:0:-1]
+    return _refined(
+        [int(places[border]) for border in borders[:0:-1]], sums, places, edges, least=min_seconds, price=price
+    )
 
 
-def _costs(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """For each end 1..L, the costs (end,) of a chapter from each earlier place to it: n - ||sum||^2 / n."""
-    sums = np.concatenate([np.zeros((1, unit.shape[1])), np.cumsum(unit, axis=0, dtype=np.float64)])  # (L + 1, D)
-    squares = np.einsum("nd,nd->n", sums, sums)
-    for end in range(1, len(unit) + 1):
-        lengths = np.arange(end, 0, -1)
-        norms = squares[:end] - 2 * (sums[:end] @ sums[end]) + squares[end]
-        yield end, lengths - norms / lengths
+def _places(length: int, least: int = 1) -> np.ndarray:
+    """Where borders may lie at first: everywhere, or in a very long video on a grid; the last is the end."""
+    return np.unique(np.linspace(0, length, min(length, max(_GRID, least)) + 1).round().astype(np.int64))
+
+
+def _sums(unit: np.ndarray) -> np.ndarray:
+    """(L + 1, D): the sum of all vectors before each place."""
+    return np.concatenate([np.zeros((1, unit.shape[1])), np.cumsum(unit, axis=0, dtype=np.float64)])
+
+
+def _costs(sums: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """For each place but the first, the costs of a chapter from each earlier one to it: n - ||sum||^2 / n."""
+    at = sums[places]
+    squares = np.einsum("nd,nd->n", at, at)
+    for first in range(1, len(places), _TOGETHER):
+        ends = range(first, min(first + _TOGETHER, len(places)))
+        products = at[first : ends[-1] + 1] @ at[: ends[-1] + 1].T
+        for end in ends:
+            lengths = places[end] - places[:end]
+            norms = squares[:end] - 2 * products[end - first, :end] + squares[end]
+            yield end, lengths - norms / lengths
+
+
+def _refined(
+    borders: list[int],
+    sums: np.ndarray,
+    places: np.ndarray,
+    edges: np.ndarray | None = None,
+    *,
+    least: float = 0.0,
+    price: float = 0.0,
+) -> list[int]:
+    """Borders from a grid, each moved to where it is best between its neighbours, until none moves and each pays its price."""
+    length = int(places[-1])
+    reach = int(np.diff(places).max())
+    if reach == 1:
+        return borders
+    for _ in range(_PASSES):
+        was = list(borders)
+        for number in range(1, len(borders)):
+            low, high = borders[number - 1], borders[number + 1] if number + 1 < len(borders) else length
+            tried = np.arange(max(low + 1, borders[number] - reach), min(high, borders[number] + reach + 1))
+            if edges is not None:
+                shortest = np.minimum(edges[tried] - edges[low], edges[high] - edges[tried])
+                tried = tried[shortest >= least * (1 - 1e-9)]
+            if not len(tried):
+                continue
+            left, right = sums[tried] - sums[low], sums[high] - sums[tried]
+            kept = (left**2).sum(1) / (tried - low) + (right**2).sum(1) / (high - tried)
+            borders[number] = int(tried[kept.argmax()])
+        ends = [*borders[1:], length]
+        for number in range(len(borders) - 1, 0, -1):  # a chapter that only the grid made
+            low, middle, high = borders[number - 1], borders[number], ends[number]
+            apart = ((sums[middle] - sums[low]) ** 2).sum() / (middle - low)
+            apart += ((sums[high] - sums[middle]) ** 2).sum() / (high - middle)
+            if apart - ((sums[high] - sums[low]) ** 2).sum() / (high - low) < price:
+                del borders[number], ends[number - 1]
+        if borders == was:
+            break
+    return borders
 
 
 def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple[str, ...]]:
