@@ -303,7 +303,7 @@ def test_another_machine_needs_the_token_for_everything(open_server: Server) -> 
 def test_what_cannot_be_served_is_one_sentence(store: EmbeddingStore, tmp_path: Path, server: Server) -> None:
     with pytest.raises(InputError, match="can be guessed"):
         serve(store, token="short")
-    with pytest.raises(InputError, match=r"cannot listen at 127\.0\.0\.1 port \d+ .*another --port"):
+    with pytest.raises(InputError, match=r"cannot listen at 127\.0\.0\.1 port \d+ .*another `port`"):
         serve(store, port=server.port)
     with pytest.raises(InputError, match="0 to 65535"):
         serve(store, port=70000)

@@ -159,12 +159,30 @@ def add_serve(commands: Any) -> None:
     command.add_argument(
         "--token", help="what a visitor must know; made up and printed where it is needed and not given"
     )
+    command.add_argument(
+        "--token-file", metavar="FILE", help="read it from a file (otherwise from LVMAE_TOKEN, where that is set)"
+    )
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let /v1/embeddings fetch videos from this host; may be repeated (default: from none)",
+    )
 
 
 def _run_serve(arguments: argparse.Namespace) -> int:
-    from lvmae.serving import serve
+    from lvmae.serving import read_token, serve
 
-    serve(arguments.store, host=arguments.host, port=arguments.port, token=arguments.token)
+    if arguments.token and arguments.token_file:
+        raise InputError("give --token or --token-file, not both")
+    serve(
+        arguments.store,
+        host=arguments.host,
+        port=arguments.port,
+        token=arguments.token or read_token(arguments.token_file),
+        allow_hosts=arguments.allow_host,
+    )
     return 0
 
 

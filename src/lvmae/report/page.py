@@ -98,7 +98,10 @@ def render(data: ReportData, out: str | Path, *, max_bytes: int = MAX_BYTES) -> 
     Pictures are left out, evenly along every video, where the page would weigh more than `max_bytes`; the page says so.
     """
     assets = files("lvmae.report") / "assets"
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, shared, own = (
+        (assets / name).read_text(encoding="utf-8") for name in ("report.css", "page.js", "report.js")
+    )
+    script = f"{shared}{own}"
     segments = [_json_block(f"video-{i}", _segments(video)) for i, video in enumerate(data.videos)]
     store = _json_block(
         "store",

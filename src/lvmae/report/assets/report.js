@@ -1,41 +1,12 @@
-"use strict";
-// The page's only script. It reads the JSON blocks of the page, builds text nodes only (never HTML), and asks nothing of any network.
+// The report's own script, after page.js. It reads the JSON blocks of the page, and asks nothing of any network.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
-  const byId = (id) => document.getElementById(id);
+  const { byId, make, draw, clock, number, moves, ticks } = lvmae;
   const json = (id) => JSON.parse(byId(id).textContent);
   const store = json("store");
   const opened = new Map(); // video -> {segments, pictures}, parsed when first needed
   let video = -1;
   let segment = 0;
 
-  /** make("p", {class: "x", onclick: f}, "text", child, ...) */
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
-    }
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
-
-  function draw(tag, attributes, text) {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
-
-  function clock(seconds) {
-    const whole = Math.floor(seconds + 1e-6);
-    const two = (n) => String(n).padStart(2, "0");
-    const hours = Math.floor(whole / 3600);
-    const minutes = Math.floor(whole / 60) % 60;
-    return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
-  }
-
-  const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
   function open(index) {
     if (!opened.has(index)) opened.set(index, { ...json(`video-${index}`), pictures: json(`pictures-${index}`) });
@@ -261,11 +232,7 @@
     for (const i of surprising) {
       parts.push(draw("circle", { class: "o-surprise", r: 3.5, cx: across((starts[i] + ends[i]) / 2), cy: top.at(reconstruction[i]) }));
     }
-    const least = (span() * 70) / Math.max(width, 1); // at most one label every 70 pixels
-    const every = [5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600].find((step) => step >= least) ?? 7200;
-    for (let time = Math.ceil(begin() / every) * every; time < begin() + span() - least * 0.35; time += every) {
-      parts.push(draw("text", { x: across(time), y: HEIGHT - 3 }, clock(time)));
-    }
+    for (const time of ticks(begin(), span(), width)) parts.push(draw("text", { x: across(time), y: HEIGHT - 3 }, clock(time)));
     parts.push(draw("rect", { class: "o-cursor", id: "cursor", y: TOP.from - 4, height: LOW.to - TOP.from + 4 }));
     svg.setAttribute("viewBox", `0 0 ${Math.max(width, 1)} ${HEIGHT}`);
     svg.replaceChildren(...parts);
@@ -351,7 +318,6 @@
   byId("previous").addEventListener("click", () => showVideo(video - 1));
   byId("next").addEventListener("click", () => showVideo(video + 1));
 
-  const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
   document.addEventListener("keydown", (event) => {
     const listed = event.target === byId("strip");
     const free = event.target === document.body || event.target === byId("explorer");

@@ -1,9 +1,7 @@
-"use strict";
-// The page's only script. It builds text nodes only (never HTML) and asks nothing of any server but its own.
+// Searching, and the moment that is open. Like the page's other scripts it asks nothing of any server but its own.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
+  const { byId, make, draw, clock, ticks, moves } = lvmae;
   const AROUND = 30; // segments shown to each side of the one that is open
-  const byId = (id) => document.getElementById(id);
   let asked = ""; // the text whose moments are shown
   let moments = [];
   let opened = null; // the video that is open, as the server tells it
@@ -11,33 +9,8 @@
   let latest = 0; // answers may come out of order: only the latest request's counts
   let latestMoment = 0;
 
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
-    }
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
-
-  function draw(tag, attributes, text) {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
-
-  function clock(seconds) {
-    const whole = Math.floor(seconds + 1e-6);
-    const two = (n) => String(n).padStart(2, "0");
-    const hours = Math.floor(whole / 3600);
-    const minutes = Math.floor(whole / 60) % 60;
-    return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
-  }
-
-  async function get(address) {
-    const answer = await fetch(address);
+  async function get(address, options) {
+    const answer = await fetch(address, options);
     if (!answer.ok) throw new Error(`the server said: ${await answer.text()}`);
     return answer.json();
   }
@@ -51,8 +24,23 @@
   /** A segment's picture; where the video is not at hand, its time. */
   function frame(index, at, time) {
     const image = make("img", { class: "frame", alt: "", loading: "lazy", src: `/thumbnail/${index}/${at}` });
-    image.addEventListener("error", () => image.replaceWith(make("div", { class: "frame none" }, clock(time))));
+    image.addEventListener("error", () => {
+      const none = make("div", { class: "frame none" }, clock(time));
+      image.replaceWith(none);
+      why(index, at).then((reason) => {
+        if (!reason) return;
+        none.title = reason;
+        none.append(make("small", {}, reason));
+      });
+    });
     return image;
+  }
+
+  // Why a video has no pictures: asked once a video, because all of its pictures are missing for one reason.
+  const reasons = new Map();
+  function why(index, at) {
+    if (!reasons.has(index)) reasons.set(index, get(`/api/missing/${index}/${at}`).then((found) => found.why, () => ""));
+    return reasons.get(index);
   }
 
   function tile(moment) {
@@ -76,9 +64,30 @@
 
   // ---- search ----------------------------------------------------------------------------------------------------------
 
+  const FILTERS = ["minus", "folder", "source", "min_seconds", "max_seconds", "label", "after", "before"];
+
+  /** What is asked, as the parameters of an address. */
+  function parameters(text) {
+    const asks = new URLSearchParams({ q: text });
+    for (const name of FILTERS) if (byId(name).value.trim()) asks.set(name, byId(name).value.trim());
+    if (byId("group").checked) asks.set("group", "video");
+    return asks;
+  }
+
+  function list(found, what) {
+    moments = found.moments;
+    const videos = new Set(moments.map((moment) => moment.index)).size;
+    byId("said").textContent = moments.length
+      ? `The ${moments.length} best moments ${what}, in ${videos} of ${library.videos} videos, found in ${Math.max(1, Math.round(found.seconds * 1000))} ms.`
+      : "Nothing matches. Take a filter off, or ask for something else.";
+    byId("hits").replaceChildren(...moments.map(tile));
+    if (opened) open(opened.index, segment, false);
+  }
+
   async function search(text) {
     const mine = ++latest;
     asked = text;
+    byId("files").hidden = !text;
     if (!text) {
       moments = [];
       byId("said").textContent = "Until you type, a look into the library.";
@@ -86,14 +95,23 @@
       if (opened) open(opened.index, segment, false);
       return;
     }
+    const asks = parameters(text);
+    for (const link of document.querySelectorAll("#files a")) link.href = `/search?${asks}&format=${link.dataset.format}`;
     try {
-      const found = await get(`/api/search?q=${encodeURIComponent(text)}`);
-      if (mine !== latest) return;
-      moments = found.moments;
-      const videos = new Set(moments.map((moment) => moment.index)).size;
-      byId("said").textContent = `The ${moments.length} best moments, in ${videos} of ${library.videos} videos, found in ${Math.max(1, Math.round(found.seconds * 1000))} ms.`;
-      byId("hits").replaceChildren(...moments.map(tile));
-      if (opened) open(opened.index, segment, false);
+      const found = await get(`/api/search?${asks}`);
+      if (mine === latest) list(found, "for this text");
+    } catch (error) {
+      if (mine === latest) tell(error);
+    }
+  }
+
+  async function searchPicture(file) {
+    const mine = ++latest;
+    try {
+      const asks = parameters("");
+      asks.delete("q");
+      const found = await get(`/search?${asks}`, { method: "POST", body: file });
+      if (mine === latest) list(found, "like this picture");
     } catch (error) {
       if (mine === latest) tell(error);
     }
@@ -111,6 +129,7 @@
       byId("moment").hidden = false;
       byId("k-score").hidden = found.scores === null;
       byId("alike").replaceChildren(...found.alike.map(tile));
+      lvmae.opened(found);
       byId("alike-title").hidden = !found.alike.length;
       strip();
       overview();
@@ -128,6 +147,7 @@
     const was = opened && document.querySelector(`#hits .tile[data-index="${opened.index}"][aria-current]`);
     latestMoment += 1;
     opened = null;
+    lvmae.opened(null);
     byId("moment").hidden = true;
     mark();
     remember();
@@ -202,9 +222,12 @@
     };
     if (opened.scores) line(opened.scores, HIGH, "o-rebuilt");
     line(opened.novelty, LOW, "o-novelty-line");
-    const least = (span() * 70) / width;
-    const every = [5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600].find((step) => step >= least) ?? 7200;
-    for (let time = Math.ceil(begin() / every) * every; time < begin() + span() - least * 0.35; time += every) parts.push(draw("text", { x: across(time), y: BOTTOM }, clock(time)));
+    (opened.chapters ?? []).forEach((chapter, number) => {
+      if (number) parts.push(draw("line", { class: "o-chapter", x1: across(chapter.start), x2: across(chapter.start), y1: HIGH.from - 6, y2: LOW.to }));
+      const room = across(chapter.end) - across(chapter.start);
+      if (room > 60) parts.push(draw("text", { class: "o-title", x: across(chapter.start) + 4, y: HIGH.from + 4 }, chapter.title.slice(0, Math.floor(room / 7))));
+    });
+    for (const time of ticks(begin(), span(), width)) parts.push(draw("text", { x: across(time), y: BOTTOM }, clock(time)));
     parts.push(draw("rect", { class: "o-cursor", id: "cursor", y: HIGH.from - 6, height: LOW.to - HIGH.from + 6 }));
     svg.setAttribute("viewBox", `0 0 ${width} 128`);
     svg.replaceChildren(...parts);
@@ -221,10 +244,12 @@
   // ---- start -----------------------------------------------------------------------------------------------------------
 
   let library = null;
+  Object.assign(lvmae, { get, tell, frame, open: (index, at) => open(index, at, true), segment: () => segment, redraw: overview, remember: () => remember() });
 
   function remember() {
     const place = opened ? `&v=${opened.index}&s=${segment}` : "";
-    history.replaceState(null, "", asked || place ? `#q=${encodeURIComponent(asked)}${place}` : location.pathname);
+    const view = lvmae.shown === "search" ? "" : `&view=${lvmae.shown}`;
+    history.replaceState(null, "", asked || place || view ? `#q=${encodeURIComponent(asked)}${place}${view}` : location.pathname);
   }
 
   let waiting = 0;
@@ -235,15 +260,18 @@
       remember();
     }, 150);
   });
+  for (const name of [...FILTERS, "group"]) byId(name).addEventListener("change", () => search(byId("query").value.trim()));
+  byId("picture").addEventListener("change", () => byId("picture").files.length && searchPicture(byId("picture").files[0]));
   byId("close").addEventListener("click", close);
-  const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "/" && document.activeElement !== byId("query")) {
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
+    if (event.key === "/" && !typing) {
+      lvmae.view("search");
       event.preventDefault();
       byId("query").focus();
       byId("query").select();
-    } else if (event.key === "Escape" && opened && document.activeElement !== byId("query")) {
+    } else if (event.key === "Escape" && opened && !typing) {
       close();
     } else if (event.key in moves && opened && event.target === byId("strip")) {
       event.preventDefault();
@@ -260,12 +288,15 @@
 
   get("/api/library").then(async (found) => {
     library = found;
+    lvmae.library = found;
+    byId("label").append(...found.tags.map((tag) => make("option", { value: tag }, tag)));
     document.title = `${library.name} · LV-MAE search`;
     byId("name").textContent = library.name;
     const facts = [["videos", library.videos.toLocaleString("en")], ["hours", (library.seconds / 3600).toFixed(1)], ["segments", library.segments.toLocaleString("en")], ["encoder", library.encoder]];
     byId("facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
     const state = new URLSearchParams(location.hash.slice(1));
     byId("query").value = state.get("q") ?? "";
+    if (state.get("view")) lvmae.view(state.get("view"));
     await search(byId("query").value.trim());
     if (/^\d+$/.test(state.get("v") ?? "") && /^\d+$/.test(state.get("s") ?? "")) await open(Number(state.get("v")), Number(state.get("s")), false);
     else byId("query").focus({ preventScroll: true });
