@@ -128,7 +128,8 @@ class Application:
 
     def _places(self) -> bytes:
         """Of each segment, in the order of the videos, two int16: its place on the map, in 32,767ths."""
-        return (np.clip(segment_places(self.store), -1, 1) * 32767).round().astype("<i2").tobytes()
+        places: bytes = (np.clip(segment_places(self.store), -1, 1) * 32767).round().astype("<i2").tobytes()
+        return places
 
     def segment(self, video: int, segment: int) -> dict[str, Any]:
         """One segment as a moment without a score."""

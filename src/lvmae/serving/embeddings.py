@@ -100,13 +100,14 @@ def _of_message(message: Any) -> list[tuple[str, str]]:
     if isinstance(content, str):
         return [("text", content)]
     parts: list[tuple[str, str]] = []
-    for part in _list(content):
-        kind = part.get("type") if isinstance(part, dict) else None
+    for given in _list(content):
+        part: dict[str, Any] = given if isinstance(given, dict) else {}
+        kind = part.get("type")
         if kind == "text":
-            parts.append(("text", part.get("text")))
+            parts.append(("text", part.get("text", "")))
         elif kind == "video_url":
-            where = part.get("video_url")
-            parts.append(("video", where.get("url") if isinstance(where, dict) else where))
+            where: Any = part.get("video_url", "")
+            parts.append(("video", where.get("url", "") if isinstance(where, dict) else where))
         else:
             raise InputError("a part of a message is of type text or video_url")
     return parts

@@ -62,7 +62,7 @@ def query_of(values: Mapping[str, str], tags: str) -> Query:
         before=values.get("before") or None,
     )
     text, minus = (" ".join(values.get(name, "")[:_LONGEST].split()) for name in ("q", "minus"))
-    return Query(text, minus, None, int(top), group == "video", kept)
+    return Query(text, minus, top=int(top), one_a_video=group == "video", kept=kept)
 
 
 def _number(values: Mapping[str, str], name: str) -> float | None:
@@ -120,11 +120,11 @@ class Searcher:
         answers: list[list[Moment] | Exception] = [[] for _ in queries]
         groups: dict[tuple[Filter, int, bool], list[int]] = {}
         for place, query in enumerate(queries):
-            if vectors[place] is not None:
+            if query.vector or query.moment is not None or query.text:
                 groups.setdefault((query.kept, query.top, query.one_a_video), []).append(place)
         for (kept, top, one_a_video), places in groups.items():
             try:
-                asked = np.stack([vectors[place] for place in places])
+                asked = np.stack([np.asarray(vectors[place]) for place in places])
                 found = self._part(kept).moments_of_many(asked, top, one_a_video=one_a_video)
             except Exception as error:
                 for place in places:
