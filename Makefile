@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUNS := .venv/.runs
 TESTS := .venv/.tests
 
-.PHONY: demo test check docs format bench clean
+.PHONY: demo test check docs format bench lock docker clean
 
 demo: $(RUNS)
 	$(BIN)/lvmae demo --out demo
@@ -49,6 +49,15 @@ $(TESTS): $(RUNS)
 # On a machine with a GPU, from a checkout, with the Python that has its torch: `make gpu-embed PYTHON=python3`.
 gpu-embed:
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_embed.py
+
+# The tested versions with hashes, requirements/*.txt; needs uv.
+lock: $(TESTS)
+	$(BIN)/python tools/lock.py
+
+# Both images, where Docker is.
+docker:
+	docker build -t lvmae .
+	docker build -t lvmae:cuda --build-arg TORCH=cuda .
 
 clean:
 	rm -rf .venv demo

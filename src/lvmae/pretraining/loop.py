@@ -98,7 +98,7 @@ def pretrain(
         resume: False refuses a folder that already holds a run.
         only, exclude: ids of videos, or a file of them (one id a line, or a table with a column `id`), that alone may be used,
             or that may not: a benchmark's test videos, for example. What is held out is drawn from the rest.
-        init: a run, or an official checkpoint, whose weights the run begins with. Optimiser and schedule begin anew.
+        init: a run, or an official checkpoint, whose weights the run begins with. Optimiser and schedule begin at their start.
         watch: labels (columns id, label, split) to judge the features of held-out videos by while they are learnt; rows of the
             test split are passed over.
 

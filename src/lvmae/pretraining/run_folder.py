@@ -60,7 +60,7 @@ class RunFolder:
         if not listed or not isinstance(there.get("recipe"), dict):
             raise InputError(f"{self.path / _RECIPE} is not that of a run: name another folder for the run.")
         if not resume:
-            raise InputError(f"{self.path} already holds a run: name another folder, or go on with it.")
+            raise InputError(f"{self.path} already holds a run: name another folder, or resume it.")
         differing = _differences(there, description, resolve)
         finished, epochs, wanted = self.finished, there["recipe"].get("epochs"), description["recipe"]["epochs"]
         if finished and list(differing) == ["epochs"] and isinstance(epochs, int):
@@ -76,7 +76,7 @@ class RunFolder:
         if differing:
             raise InputError(
                 f"{self.path} holds a run that was started differently ({'; '.join(differing.values())}): "
-                "give the same settings and stores to go on with it, or name another folder."
+                "give the same settings and stores to resume it, or name another folder."
             )
         description["versions"] = there.get("versions") or description["versions"]
         return bool(finished) and epochs != wanted
@@ -108,7 +108,7 @@ class RunFolder:
         self._metrics = os.open(self.path / _METRICS, os.O_RDWR | os.O_CREAT, 0o644)
         if os.fstat(self._metrics).st_size < metrics_bytes:
             raise WorkError(
-                f"{self.path / _METRICS} is shorter than it was at the last checkpoint: restore it to go on."
+                f"{self.path / _METRICS} is shorter than it was at the last checkpoint: restore it to resume."
             )
         os.ftruncate(self._metrics, metrics_bytes)
         os.lseek(self._metrics, metrics_bytes, os.SEEK_SET)
