@@ -336,3 +336,10 @@ def test_an_error_in_a_worker_arrives_as_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(EmbeddingStore, "embeddings", lost)
     with pytest.raises(WorkError, match=r"^the shard is gone$"):
         next(data.batches(0, 0, 1, torch.device("cpu")))
+
+
+def test_a_device_that_is_not_here_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="use auto, cpu, cuda"):
+        pretrain(store, tmp_path / "run", recipe=small(epochs=1), device="cuda:99")
+    run = pretrain(store, tmp_path / "run", recipe=small(epochs=1), device="cpu")
+    assert read_metrics(run)[-1]["event"] == "finished"

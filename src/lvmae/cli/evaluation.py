@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvmae.cli.command import command_of, show
+from lvmae.cli.command import add_device, command_of, show
 from lvmae.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def add_probe(commands: Any) -> None:
         "twice (default: all)",
     )
     command.add_argument("--class-weight", choices=["balanced"], help="every class weighs alike in training")
+    add_device(command)
     command.add_argument(
         "--group",
         metavar="COLUMN",
@@ -247,6 +248,7 @@ def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult | SpanTa
         "protocol": arguments.protocol,
         "readouts": arguments.readout,
         "class_weight": arguments.class_weight,
+        "device": arguments.device,
     }
     if arguments.task:
         family = family_of(arguments.task)

@@ -43,6 +43,7 @@ def add_pretrain(commands: Any) -> None:
     command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
     takes_trust(command)
     takes_journal(command)
+    add_device(command)
     command.add_argument(
         "--watch",
         metavar="LABELS",
@@ -79,6 +80,7 @@ def _run_pretrain(arguments: argparse.Namespace) -> int:
         exclude=arguments.exclude,
         init=arguments.init,
         watch=arguments.watch,
+        device=arguments.device,
     )
     arguments.came_out = {"run": str(run), "figures": read_metrics(run)[-1]}
     return 0

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -35,7 +34,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.writing import reason, write_text
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.model.objectives import read_options
-from lvmae.pretraining.accelerate_state import own_accelerate_state
+from lvmae.pretraining.accelerate_state import accelerator_for, own_accelerate_state
 from lvmae.pretraining.best import Best
 from lvmae.pretraining.captured import one_ahead
 from lvmae.pretraining.card import draw_curves, model_card, verdict
@@ -83,6 +82,7 @@ def pretrain(
     exclude: Ids | None = None,
     init: str | os.PathLike[str] | None = None,
     watch: str | os.PathLike[str] | None = None,
+    device: str | None = None,
 ) -> Path:
     """Trains an LV-MAE on the videos of one or more stores; returns the run folder, `out`.
 
@@ -101,6 +101,7 @@ def pretrain(
         init: a run, or an official checkpoint, whose weights the run begins with. Optimiser and schedule begin at their start.
         watch: labels (columns id, label, split) to judge the features of held-out videos by while they are learnt; rows of the
             test split are passed over.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto". Of a launcher's processes each has its own.
 
     Raises:
         InputError: settings, stores or folder do not go together. WorkError: the training failed; what was done is kept.
@@ -130,6 +131,9 @@ def pretrain(
     if (final := folder.finished) is not None and not longer:
         log.info("%s is finished, after %d steps: there is nothing to do. %s", out, final["step"], verdict(final))
         return folder.path
+    missing = set(chosen.trackers) - {str(name.value) for name in get_available_trackers()}
+    if missing:
+        raise InputError(f"The tracker {min(missing)} is not installed: pip install 'lvmae[{min(missing)}]'.")
     for warning in data.warnings:
         log.warning(warning)
     if start is not None:
@@ -138,7 +142,7 @@ def pretrain(
         few_threads(config),
         dead_workers_in_a_sentence(chosen.num_workers),
         own_accelerate_state(),
-        _accelerator(chosen, folder.path) as accelerator,
+        accelerator_for(chosen, folder.path, device) as accelerator,
     ):
         accelerator.wait_for_everyone()  # all have looked at the folder before the first process writes to it
         try:
@@ -547,43 +551,6 @@ def model_config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
         )
     except ValueError as error:
         raise InputError(f"The recipe does not fit embeddings of width {manifest.dim}: {error}") from None
-
-
-@contextlib.contextmanager
-def _accelerator(recipe: Recipe, out: Path) -> Iterator[Accelerator]:
-    """accelerate for one run: the devices and the parallelism of the launcher, the precision of the recipe."""
-    missing = set(recipe.trackers) - {str(name.value) for name in get_available_trackers()}
-    if missing:
-        raise InputError(f"The tracker {min(missing)} is not installed: pip install 'lvmae[{min(missing)}]'.")
-    # Without a device, accelerate has to be told: it would take each process of a launcher for one that is alone.
-    on_cpu = not torch.accelerator.is_available()
-    if recipe.precision == "fp16" and on_cpu:
-        raise InputError("precision=fp16 needs a GPU: set precision to bf16 or fp32.")
-    launched = not torch.distributed.is_initialized()
-    try:
-        accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-            # The loop shares batches out itself; a launcher's accumulation setting would scale the loss a second time.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=list(recipe.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
-        )
-    except ValueError as error:
-        raise InputError(f"This machine cannot train so: {error}") from None
-    world = accelerator.num_processes
-    if recipe.batch_size < world * recipe.accumulation:
-        raise InputError(
-            f"batch_size={recipe.batch_size} cannot be shared by {world} processes x {recipe.accumulation} micro-batches: "
-            "raise batch_size or lower accumulation."
-        )
-    try:
-        yield accelerator
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        if launched and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
