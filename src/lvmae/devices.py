@@ -65,5 +65,6 @@ def release_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    empty_cache = getattr(torch.accelerator, "empty_cache", None)  # younger than the oldest torch that will do
+    if empty_cache is not None and torch.accelerator.is_available():
+        empty_cache()

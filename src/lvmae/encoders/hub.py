@@ -552,6 +552,9 @@ class HubEncoder(ABC):
         if len(batch) <= self._most:
             try:
                 with (
+                    torch.accelerator.device_index(self.device.index)
+                    if self.on_accelerator
+                    else contextlib.nullcontext(),
                     torch.inference_mode(),
                     torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32),
                 ):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, scaled_dot_product_attention
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
@@ -127,11 +127,11 @@ class _FrameEmbeddings(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         batch, frames = pixels.shape[:2]
-        if isinstance(self.patch_embedding, nn.Conv3d):
-            patches = self.patch_embedding(pixels.transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
-        else:
-            patches = self.patch_embedding(pixels.flatten(0, 1)).flatten(2).transpose(1, 2)
-            patches = patches.reshape(batch, frames, *patches.shape[1:])
+        weight = self.patch_embedding.weight  # one frame deep where it has a depth: frames are embedded one by one
+        patches = conv2d(
+            pixels.flatten(0, 1), weight.reshape(*weight.shape[:2], *weight.shape[-2:]), stride=weight.shape[-1]
+        )
+        patches = patches.flatten(2).transpose(1, 2).reshape(batch, frames, -1, len(weight))
         first = self.class_embedding.expand(batch, frames, -1)[:, :, None]
         return torch.cat([first, patches], dim=2) + self.position_embedding.weight
 
