@@ -25,7 +25,7 @@ from lvmae.evaluation import Task, fit_probe, predict, suggest
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord
 
 KINDS, SORTS, DIM, VIDEOS, POOL = 12, 3, 32, 1200, 800
-FIRST, MORE, MOST = 20, 20, 320
+FIRST, MORE, MOST = 20, 20, 220
 AIM = 0.95
 
 
@@ -39,7 +39,7 @@ def archive(folder: Path, seed: int) -> tuple[EmbeddingStore, NDArray[np.int64]]
     starts = 5.0 * np.arange(8)
     with StoreWriter(folder / f"store-{seed}", manifest) as writer:
         for number, kind in enumerate(kinds.tolist()):
-            own = middles[kind, int(rng.integers(SORTS))] + 0.9 * rng.normal(size=DIM)
+            own = middles[kind, int(rng.integers(SORTS))] + 0.6 * rng.normal(size=DIM)
             tokens = own + 1.5 * rng.normal(size=(8, DIM))
             writer.add(VideoRecord(f"v{number:04d}", "", 40.0, starts, starts + 5, tokens))
     return EmbeddingStore.open(folder / f"store-{seed}"), kinds
@@ -101,7 +101,7 @@ def main() -> None:
         needed[way] = [
             next((n for n, reached in one if reached >= aim), None) for one, aim in zip(curves[way], aims, strict=True)
         ]
-        at = {n: np.mean([dict(one)[n] for one in curves[way]]) for n in (20, 60, 100, 200, 320)}
+        at = {n: np.mean([dict(one)[n] for one in curves[way]]) for n in (20, 60, 100, 160, 220)}
         shown = ", ".join(f"{n}: {value:.1f}" for n, value in at.items())
         print(f"{way:8}  labels to 95 %: {needed[way]}  accuracy by labels: {shown}")
     if arguments.out:

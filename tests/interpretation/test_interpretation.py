@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lvmae.errors import InputError
 from lvmae.interpretation import CaptionIndex, complementary_masks, interpret
 from lvmae.interpretation.retrieval import INTERPOLATION, MEAN, ORIGINAL, RECONSTRUCTION
+from lvmae.interpretation.texts import first_alike
 from lvmae.library.captions import Caption
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.report import VideoData
@@ -284,6 +285,25 @@ def test_index_against_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = l2_normalize(texts)[scores.argmax(1)]
     best = [max(float(near @ l2_normalize(texts)[t]) for t in mine) for near, mine in zip(nearest, own, strict=True)]
     np.testing.assert_allclose(agreement, best, atol=1e-6)
+
+
+def test_texts_of_one_vector_are_found_whatever_the_order() -> None:
+    rng = np.random.default_rng(0)
+    distinct = l2_normalize(rng.normal(size=(40, 8)))
+    which = rng.integers(40, size=300)
+    noisy = l2_normalize(distinct[which] + 1e-8 * rng.normal(size=(300, 8)))
+    first = first_alike(noisy)
+    assert first.tolist() == [int(np.flatnonzero(which == w)[0]) for w in which]
+    assert first_alike(distinct).tolist() == list(range(40))
+
+
+def test_captions_of_one_vector_do_not_count_against_each_other(run: Path, store: EmbeddingStore) -> None:
+    """Each caption also in capitals, which this encoder reads alike: every measure stays as it is."""
+    plain = [Caption("v0", 5.0 * i, 5.0 * i + 5, TOPICS[i % 10]) for i in range(24)]
+    doubled = [c for one in plain for c in (one, Caption(one.video, one.start, one.end, f"{one.text}!"))]
+    one, other = (interpret(run, store, captions=captions).metrics["retrieval"] for captions in (plain, doubled))
+    assert one == other
+    assert one["captions"] == 10
 
 
 def test_ties_count_against() -> None:

@@ -125,6 +125,20 @@ class Texts:
         blocks = range(0, len(names), 512)
         rows = [encoder.encode_text(names[i : i + 512]) for i in progress(blocks, desc="texts", unit="blocks")]
         embeddings = l2_normalize(np.concatenate(rows))
+        first = first_alike(embeddings[:captions_only])
+        kept = [*np.unique(first).tolist(), *range(captions_only, len(names))]
+        if len(kept) < len(names):  # else each would count against the other, though neither can be told from it
+            notes.append(
+                f"{len(names) - len(kept)} captions have the same vector as another one, such as those that differ in case "
+                "alone, and are read as one with it."
+            )
+            moved = {text: number for number, text in enumerate(kept)}
+            own = {
+                video: [list(dict.fromkeys(moved[int(first[text])] for text in texts)) for texts in segments]
+                for video, segments in own.items()
+            }
+            names, embeddings = [names[text] for text in kept], embeddings[kept]
+            captions_only = len(kept) - (len(place) - captions_only)
         indexed = captions_only or len(names)
         return cls(names, own, indexed, bool(captions_only), CaptionIndex(embeddings[:indexed], device), embeddings)
 
@@ -144,3 +158,25 @@ class Texts:
             text: [(*where[at], float(score)) for at, score in zip(places[row], scores[row], strict=True)]
             for row, text in enumerate(order)
         }
+
+
+def first_alike(embeddings: np.ndarray) -> np.ndarray:
+    """(T,): of each of some unit vectors (T, D), the place of the first that is the same up to rounding."""
+    group = np.arange(len(embeddings))
+    if len(embeddings) < 2:
+        return group
+    # What is the same lies at the same place of any line, so only near neighbours on one are compared.
+    line = np.random.default_rng(0).normal(size=embeddings.shape[1])
+    along = embeddings.astype(np.float64) @ (line / np.linalg.norm(line))
+    order = np.argsort(along, kind="stable")
+    for place, text in enumerate(order.tolist()):
+        before = place - 1
+        while before >= 0 and along[text] - along[order[before]] < 1e-6:
+            other = int(order[before])
+            if float(embeddings[text] @ embeddings[other]) > 1 - 1e-6:
+                group[text] = group[other]
+                break
+            before -= 1
+    first = np.full(len(group), len(group))
+    np.minimum.at(first, group, np.arange(len(group)))
+    return np.asarray(first[group])
