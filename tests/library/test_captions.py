@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvmae.errors import InputError
@@ -131,11 +131,83 @@ def test_no_file_and_a_folder_without_subtitles(tmp_path: Path) -> None:
         load_captions(tmp_path)
 
 
-def test_unknown_videos_are_named() -> None:
+def test_captions_of_other_videos_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert list(captions_by_video(ROWS, ["b", "a", "c"])) == ["a", "b"]
-    with pytest.raises(InputError, match=r"1 of 2 videos .*first is 'b'.*look like 'a.mp4'") as raised:
-        captions_by_video(ROWS, ["a.mp4", "a"])
+    assert list(captions_by_video(ROWS, ["a.mp4", "a"])) == ["a"]
+    assert "captions of 1 of 2 videos that are not in the store ('b') are left out" in caplog.text
+    with pytest.raises(InputError, match=r"2 of 2 videos .*\('a', 'b'\).*look like 'a.mp4'") as raised:
+        captions_by_video(ROWS, ["a.mp4"])
     assert "\n" not in str(raised.value)
+
+
+def test_subtitles_of_a_language_belong_to_the_film(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("movie.de", "movie.en", "talk.en-US.forced", "show.en", "show", "x.zh-Hans", "part.two", "none.en"):
+        (tmp_path / f"{name}.srt").write_text(f"1\n00:00:00,000 --> 00:00:01,000\n{name}\n")
+    ids = ["movie", "talk", "show", "show.en", "x", "part.two", "part"]
+    found = captions_by_video(load_captions(tmp_path), ids)
+    texts = {video: [caption.text for caption in of] for video, of in found.items()}
+    assert texts == {
+        "movie": ["movie.en"],
+        "talk": ["talk.en-US.forced"],
+        "show": ["show"],
+        "show.en": ["show.en"],
+        "x": ["x.zh-Hans"],
+        "part.two": ["part.two"],
+    }
+    assert all(caption.video == video for video, of in found.items() for caption in of)
+    assert "the captions movie.de are left out: movie has others" in caplog.text
+    assert "('none.en')" in caplog.text
+
+
+def test_what_youtube_and_editors_write(tmp_path: Path) -> None:
+    (tmp_path / "youtube.vtt").write_text(
+        "WEBVTT\nKind: captions\nLanguage: en\n\n00:00:00.000 --> 00:00:02.000 align:start position:0%\n \n"
+        "hello<00:00:00.500><c> there</c>\n\n00:00:02.000 --> 00:00:02.010 align:start position:0%\nhello there\n \n\n"
+        "00:00:02.010 --> 00:00:04.000 align:start position:0%\nhello there\nmy<00:00:02.500><c> friend</c>\n"
+    )
+    (tmp_path / "close.vtt").write_text(
+        "WEBVTT\n\n1\n00:01.250 --> 00:02.000\ncount\n7\n2\n00:02.000 --> 00:03.5\nYear\n1984\n"
+    )
+    (tmp_path / "blank.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:04,000\nFirst line\n\nsecond line\n\n2\n00:00:05,000 --> 00:00:08,000\nNext\n\n1984\n"
+    )
+    (tmp_path / "close.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:02,000\nHello\n2\n00:00:03.000 --> 00:00:04,000\nThere\n0:0:5,0 --> 0:0:6,5\nBye\n"
+    )
+    found = {
+        path.name: [(caption.start, caption.end, caption.text) for caption in load_captions(path)]
+        for path in tmp_path.iterdir()
+    }
+    assert found == {
+        "youtube.vtt": [(0.0, 2.0, "hello there"), (2.0, 2.01, "hello there"), (2.01, 4.0, "hello there my friend")],
+        "close.vtt": [(1.25, 2.0, "count 7"), (2.0, 3.5, "Year 1984")],
+        "blank.srt": [(1.0, 4.0, "First line second line"), (5.0, 8.0, "Next 1984")],
+        "close.srt": [(1.0, 2.0, "Hello"), (3.0, 4.0, "There"), (5.0, 6.5, "Bye")],
+    }
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    cues=st.lists(
+        st.tuples(st.integers(0, 10**7), st.integers(1, 10**5), st.text("abc 0189.,!?äß", min_size=1).filter(lambda t: t.strip())),
+        min_size=1, max_size=8,
+    ),
+    suffix=st.sampled_from(["srt", "vtt"]), gap=st.sampled_from(["\n", ""]),
+)  # fmt: skip
+def test_every_cue_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, cues: list[tuple[int, int, str]], suffix: str, gap: str
+) -> None:
+    """Whatever the times, the texts and the empty lines."""
+    mark = "," if suffix == "srt" else "."
+
+    def clock(t: int) -> str:
+        return f"{t // 3600000:02d}:{t // 60000 % 60:02d}:{t // 1000 % 60:02d}{mark}{t % 1000:03d}"
+
+    blocks = [f"{n}\n{clock(s)} --> {clock(s + d)}\n{text}\n{gap}" for n, (s, d, text) in enumerate(cues, start=1)]
+    path = tmp_path_factory.mktemp("c") / f"a.{suffix}"
+    path.write_text(("WEBVTT\n\n" if suffix == "vtt" else "") + "".join(blocks), encoding="utf-8")
+    expected = [(s / 1000, (s + d) / 1000, " ".join(text.split())) for s, d, text in cues]
+    assert [(round(c.start, 3), round(c.end, 3), c.text) for c in load_captions(path)] == expected
 
 
 def test_align_by_largest_overlap() -> None:

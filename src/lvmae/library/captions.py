@@ -6,24 +6,27 @@ one file for one video or a folder of them, named by video id. Times are seconds
 
 from __future__ import annotations
 
-import html
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lvmae.errors import InputError
-from lvmae.files.table_files import TABLE_SUFFIXES, Row, cell_text, read_table, read_text
+from lvmae.files.table_files import TABLE_SUFFIXES, Row, cell_text, read_table
+from lvmae.library.subtitles import read_cues
 from lvmae.store import VideoRecord
 
 COLUMNS = ("video", "start", "end", "text")
 _SUBTITLES = (".srt", ".vtt")
+_LANGUAGE = re.compile(r"\.[a-zA-Z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*(?:\.(?:forced|sdh|cc|hi|default|orig|auto))*$")
+_ENGLISH = re.compile(r"\.en[^.]*(?:\.[a-z]+)*$", re.IGNORECASE)  # the language of the text encoders
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:[.,]\d+)?)")
-_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000> and the {\an8} of SRT
-_NO_CUE = re.compile(r"(WEBVTT|NOTE|STYLE|REGION)(\s|$)")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,24 +92,49 @@ def load_captions(path: str | Path) -> list[Caption]:
 
 
 def captions_by_video(captions: Iterable[Caption], ids: Sequence[str]) -> dict[str, list[Caption]]:
-    """Groups captions by video; videos without captions are absent.
+    """Groups captions by video; videos without captions are absent, and captions of other videos are left out and told of.
+
+    A subtitle file may have its language before the suffix: `movie.en.srt` belongs to `movie`, unless there is a video `movie.en`.
+    Of several languages one is taken, and the others are told of.
 
     Raises:
-        InputError: a caption belongs to a video that is not among `ids`.
+        InputError: no caption belongs to a video of `ids`.
     """
     known = set(ids)
     groups: dict[str, list[Caption]] = {}
     for caption in captions:
         groups.setdefault(caption.video, []).append(caption)
-    unknown = [video for video in groups if video not in known]
-    if unknown:
+    found = {name: of for name, of in groups.items() if name in known}
+    unknown = []
+    for name, of in sorted(groups.items(), key=lambda item: (not _ENGLISH.search(item[0]), item[0])):
+        if name in known:
+            continue
+        video = _without_language(name)
+        if video not in known:
+            unknown.append(name)
+        elif video in found:
+            log.warning("the captions %s are left out: %s has others", name, video)
+        else:
+            found[video] = [replace(caption, video=video) for caption in of]
+    unknown.sort()
+    said = f"{len(unknown)} of {len(groups)} videos that are not in the store ({_some(unknown)})"
+    if unknown and not found:
         example = f", where ids look like {ids[0]!r}" if ids else ""
         raise InputError(
-            f"the captions name {len(unknown)} of {len(groups)} videos that are not in the store "
-            f"(the first is {unknown[0]!r}): the column 'video', or the name of a subtitle file, "
-            f"must be an id of the store{example}"
+            f"the captions name {said}: the column 'video', or the name of a subtitle file, must be an id of the store{example}"
         )
-    return groups
+    if unknown:
+        log.warning("captions of %s are left out", said)
+    return found
+
+
+def _without_language(name: str) -> str:
+    """The name before the language of a subtitle file: of `movie.en`, `movie.en-US`, `movie.zh-Hans.forced`."""
+    return _LANGUAGE.sub("", name)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def align(captions: Sequence[Caption], record: VideoRecord) -> list[list[str]]:
@@ -165,32 +193,5 @@ def _caption(path: Path, row: Row) -> Caption:
 
 
 def _read_subtitles(path: Path, video: str) -> Iterator[Caption]:
-    """The cues of an SRT or WebVTT file, without markup; cues without text are left out."""
-    vtt = path.suffix.lower() == ".vtt"
-    lines = read_text(path).splitlines()
-    number = 0
-    while number < len(lines):
-        if not lines[number].strip():
-            number += 1
-            continue
-        first = number
-        while number < len(lines) and lines[number].strip():
-            number += 1
-        block = lines[first:number]
-        if vtt and _NO_CUE.match(block[0]):
-            continue
-        arrow = next((i for i, line in enumerate(block[:2]) if "-->" in line), None)
-        if arrow is None:
-            raise InputError(
-                f"{path}, line {first + 1}: expected a subtitle's times, like 00:00:01,000 --> 00:00:04,000"
-            )
-        begin, _, rest = block[arrow].partition("-->")
-        try:
-            start, end = parse_time(begin), parse_time(rest.split()[0] if rest.split() else None)
-        except ValueError:
-            raise InputError(
-                f"{path}, line {first + arrow + 1}: these are no times: {block[arrow].strip()!r}"
-            ) from None
-        text = " ".join(html.unescape(_MARKUP.sub("", " ".join(block[arrow + 1 :]))).split())
-        if text and end > start:
-            yield Caption(video, start, end, text)
+    """The cues of a subtitle file."""
+    return (Caption(video, start, end, text) for start, end, text in read_cues(path, parse_time))
