@@ -21,7 +21,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from lvmae.captioning.answers import caption_in, one_line, without_key
 from lvmae.errors import InputError, WorkError
+from lvmae.files.urls import without_secrets
 
 PROMPT = (
     "These pictures are frames, in order of time, of a few seconds of a longer video. Say in one or two plain sentences who or "
@@ -33,9 +35,9 @@ _FIRST_WAIT, _LONGEST_BACKOFF = 1.0, 60.0  # seconds
 _LONGEST_WAIT = 600.0  # seconds a server may ask for; beyond it, coming back later is better than sitting there
 _LONGEST_CAPTION = 8000  # characters; more is a server gone astray, and too much for a reader of CSV at some point
 _SECRET = 8  # characters; a shorter "key" is a word like "none" or "ollama", that a caption may contain
+_BEGINNING = 4  # characters of a key that a server's remarks may not show
 _RETRIED = frozenset({408, 409, 425, 429})  # and everything from 500 on
 _NO_TO_CONTENT = re.compile(r"content[ _-]?(filter|policy|management)|moderation|flagged|safety", re.IGNORECASE)
-_THOUGHT = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
 
 _JITTER = random.Random()  # not the process's generator, which is the caller's
 
@@ -131,6 +133,8 @@ class Endpoint:
     ) -> None:
         try:
             import openai
+
+            from lvmae.captioning.measured import TooLong, bounded
         except ImportError:
             raise InputError(
                 "captions are asked for with the package openai; install it with pip install 'lvmae[caption]'"
@@ -153,12 +157,19 @@ class Endpoint:
         self._key, self._timeout, self._retries = key, timeout, retries
         self._limit = {"max_tokens": max_tokens} if max_tokens else {}
         self._answered = False
-        self._openai = openai
+        self._openai, self._too_long = openai, TooLong
         self._client = openai.AsyncOpenAI(
             base_url=url.removesuffix("/").removesuffix("/chat/completions"),
             api_key=key or "none",  # the client wants one; servers that need none ignore it
             max_retries=0,  # retries are counted here, since each takes its turn in the rate limit
             timeout=timeout,
+            # Nothing is sent to another address than the one that was given, and no answer is read beyond its measure.
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                timeout=timeout,
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [bounded]},
+            ),
         )
 
     async def __aenter__(self) -> Endpoint:
@@ -216,20 +227,29 @@ class Endpoint:
             raise self._judged(error.response, limit) from None
         except self._openai.APIConnectionError as error:
             cause = error.__cause__
+            if isinstance(cause, self._too_long):
+                raise _Again(str(cause)) from None
             if type(cause).__name__ == "ConnectError" and not self._answered:
                 raise InputError(
                     f"nothing answers at {self.shown} ({self._quoted(str(cause))}); start the server, or correct `endpoint`"
                 ) from None
             said = self._quoted(str(cause)) if cause is not None else ""
             raise _Again(f"the connection broke ({said or type(cause).__name__})") from None
+        except self._too_long as error:
+            raise _Again(str(error)) from None
         return self._read(raw.http_response.text)
 
     def _judged(self, response: Any, limit: dict[str, int]) -> Exception:
         """What an answer that is no 200 means, to a request that was sent with `limit`."""
         status: int = response.status_code
+        if 300 <= status < 400:
+            to = without_secrets(self._quoted(response.headers.get("location", "elsewhere")))
+            return InputError(
+                f"{self.shown} sends requests on to {to}; frames go to no other address: give that one, if it is right"
+            )
         try:
             body = json.loads(response.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         error = body.get("error", body) if isinstance(body, dict) else body
         message, code = (error.get("message"), error.get("code")) if isinstance(error, dict) else (error, None)
@@ -267,7 +287,7 @@ class Endpoint:
         """The caption in the body of a 200."""
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Again("the answer was cut off or is no JSON") from None
         try:
             choice = body["choices"][0]
@@ -281,8 +301,15 @@ class Endpoint:
         if refusal or finish == "content_filter":
             raise Unanswered(f"the content was refused: {self._quoted(refusal) or 'content_filter'}", refused=True)
         if isinstance(content, list):  # some servers answer in parts
-            content = " ".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-        caption = self._without_key(" ".join(_THOUGHT.sub("", content).split()) if isinstance(content, str) else "")
+            parts = [part for part in content if isinstance(part, dict)]
+            content = " ".join(
+                str(p.get("text") or "") for p in parts if p.get("type") not in ("thinking", "reasoning")
+            )
+        found = caption_in(content) if isinstance(content, str) else ""
+        if found is None or (not found and (message.get("reasoning_content") or message.get("reasoning"))):
+            cut = ", cut at `max_tokens`" if finish == "length" else ""
+            raise _Again(f"the answer is thoughts alone, without a caption{cut}")
+        caption = without_key(found, self._key, least=_SECRET)
         if not caption:
             raise _Again("the answer is empty" + (", cut at `max_tokens`" if finish == "length" else ""))
         if len(caption) > _LONGEST_CAPTION:
@@ -293,11 +320,10 @@ class Endpoint:
 
     def _quoted(self, said: object) -> str:
         """What a server said, in one line, without the key; the key goes first, so that no cut can leave a part of it."""
-        line = " ".join(self._without_key(str(said or "")).split())
+        line = one_line(str(said or ""))
+        if self._key and len(self._key) >= _SECRET:
+            line = without_key(line, self._key, least=_BEGINNING)
         return line if len(line) <= 200 else line[:200] + "..."
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
 
 
 def _count(usage: dict[str, Any], kind: str) -> int:

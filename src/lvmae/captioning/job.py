@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lvmae.captioning.answers import one_line
 from lvmae.captioning.endpoint import PROMPT, Endpoint, Unanswered, read_key
 from lvmae.captioning.table import CaptionTable, key_of
 from lvmae.errors import InputError, WorkError
@@ -93,7 +94,9 @@ class CaptionSummary:
             groups.setdefault((failure.video, failure.reason), []).append(failure)
         for (video, reason), failures in list(groups.items())[:most]:
             many = f"{len(failures)} segments from" if len(failures) > 1 else "the segment at"
-            lines.append(f"  failed: {video}, {many} {min(f.start for f in failures):g} s: {reason}")
+            lines.append(
+                one_line(f"failed: {video}, {many} {min(f.start for f in failures):g} s: {reason}").join(("  ", ""))
+            )
         if len(groups) > most:
             lines.append(f"  and {sum(map(len, list(groups.values())[most:]))} more")
         if self.failures:

@@ -14,7 +14,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.json_files import read_object
 from lvmae.files.locks import Lock
 from lvmae.files.writing import write_json
-from lvmae.library.captions import COLUMNS
+from lvmae.library.captions import COLUMNS, as_cell, from_cell
 
 Key = tuple[str, float, float]
 
@@ -77,7 +77,9 @@ class CaptionTable:
     def add(self, video: str, start: float, end: float, text: str) -> None:
         """Appends one caption; it is in the file when this returns. Raises WorkError where the disk takes no more."""
         row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow((video, repr(float(start)), repr(float(end)), text))
+        csv.writer(row, lineterminator="\n").writerow(
+            (as_cell(video), repr(float(start)), repr(float(end)), as_cell(text))
+        )
         try:
             # A server may send half of a surrogate pair, which UTF-8 has no bytes for.
             self._append(row.getvalue().encode("utf-8", "replace"))
@@ -117,7 +119,7 @@ class CaptionTable:
             rows = csv.reader(io.StringIO(data[:whole].decode("utf-8-sig"), newline=""))
             if tuple(next(rows)) != COLUMNS:
                 raise foreign
-            self.done = {key_of(video, float(start), float(end)) for video, start, end, _ in rows}
+            self.done = {key_of(from_cell(video), float(start), float(end)) for video, start, end, _ in rows}
         except (ValueError, csv.Error) as error:
             if error is foreign:
                 raise

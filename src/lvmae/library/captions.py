@@ -25,6 +25,8 @@ _SUBTITLES = (".srt", ".vtt")
 _LANGUAGE = re.compile(r"\.[a-zA-Z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*(?:\.(?:forced|sdh|cc|hi|default|orig|auto))*$")
 _ENGLISH = re.compile(r"\.en[^.]*(?:\.[a-z]+)*$", re.IGNORECASE)  # the language of the text encoders
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:[.,]\d+)?)")
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_HARMLESS = re.compile(r"[+-][\w.-]*")  # a number, or an id that begins with a dash
 
 log = logging.getLogger(__name__)
 
@@ -170,13 +172,23 @@ def align(captions: Sequence[Caption], record: VideoRecord) -> list[list[str]]:
     return texts
 
 
+def as_cell(text: str) -> str:
+    """The text as a cell of a table that a spreadsheet takes for text: what it would calculate has an apostrophe before it."""
+    return f"'{text}" if _FORMULA.match(text) and not _HARMLESS.fullmatch(text) else text
+
+
+def from_cell(text: str) -> str:
+    """What `as_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) and not _HARMLESS.fullmatch(text[1:]) else text
+
+
 def _caption(path: Path, row: Row) -> Caption:
     """One row of a table, checked."""
     values = row.values
     missing = [name for name in COLUMNS if name not in values]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}: a caption table needs the columns {', '.join(COLUMNS)}")
-    video, text = cell_text(values["video"]), " ".join(cell_text(values["text"]).split())
+    video, text = from_cell(cell_text(values["video"])), from_cell(" ".join(cell_text(values["text"]).split()))
     if not video or not text:
         raise InputError(f"{path}, {row.where}: the column {'text' if video else 'video'!r} is empty")
     try:

@@ -95,5 +95,5 @@ def _vtt_cues(path: Path, text: str, parse_time: Callable[[object], float]) -> I
         cues = webvtt.from_string(text if text.startswith("WEBVTT") else f"WEBVTT\n\n{text}")
     except webvtt.errors.MalformedFileError as error:
         raise InputError(f"{path} is no WebVTT file: {error}") from None
-    for cue in cues:
+    for cue in cues.captions:
         yield parse_time(cue.start), parse_time(cue.end), cue.raw_text  # its own seconds are whole
