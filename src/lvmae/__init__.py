@@ -20,6 +20,7 @@ _WHERE = {
     "EmbeddingStore": "lvmae.store",
     "ImportSummary": "lvmae.importing",
     "Interpretation": "lvmae.interpretation",
+    "LVMAE": "lvmae.encoding",
     "LVMAEConfig": "lvmae.model",
     "LVMAEForPreTraining": "lvmae.model",
     "LVMAEModel": "lvmae.model",
@@ -47,6 +48,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "LVMAE",
     "Ablation",
     "Caption",
     "EmbedSummary",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from lvmae.ablation import Ablation, ablate
     from lvmae.embedding import EmbedSummary, embed_videos
     from lvmae.encoders import load_encoder
+    from lvmae.encoding import LVMAE
     from lvmae.evaluation import ProbeTable, Task, load_labels, load_task, probe
     from lvmae.importing import ImportSummary, import_embeddings
     from lvmae.interpretation import Interpretation, interpret

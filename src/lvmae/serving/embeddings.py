@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from lvmae.encoding import encode_video
 from lvmae.errors import InputError
 from lvmae.library import Library
 from lvmae.store import l2_normalize
@@ -141,28 +142,6 @@ def _video(library: Library, url: str, allowed: Collection[str]) -> np.ndarray:
 
 
 def _encoded(library: Library, path: str | os.PathLike[str]) -> np.ndarray:
-    from lvmae.video.decoding import decode_segments, probe
-    from lvmae.video.segmentation import segment_rule
-
-    encoder, rule = library.encoder, library.store.manifest.segments
-    kind = "fixed" if rule.get("kind") in ("fixed", "overlapping") else rule.get("kind", "fixed")
-    timeline = segment_rule(kind, rule.get("seconds"), rule.get("stride")).lay_out(path, 0.0, probe(path).duration)
-    while True:
-        try:
-            next(timeline)
-        except StopIteration as done:
-            starts, ends = done.value
-            break
-    frames: list[np.ndarray] = []
-    vectors: list[np.ndarray] = []
-    options: dict[str, Any] = {"num_frames": encoder.num_frames, "image_size": encoder.image_size}
-    options |= {"interpolation": encoder.interpolation, "framing": encoder.framing}
-    for segment in decode_segments(path, starts, ends, **options):
-        frames.append(segment)
-        if len(frames) == _AT_ONCE:
-            vectors.append(encoder.encode_video(np.stack(frames)))
-            frames = []
-    if frames:
-        vectors.append(encoder.encode_video(np.stack(frames)))
-    mean: np.ndarray = l2_normalize(l2_normalize(np.concatenate(vectors)).mean(axis=0))
+    segments = encode_video(library.encoder, library.store.manifest.segments, path, batch_size=_AT_ONCE)
+    mean: np.ndarray = l2_normalize(segments.vectors.mean(axis=0))
     return mean

@@ -35,6 +35,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "decode_segments",
+    "prepared_frames",
     "probe",
     "segment_jpegs",
     "small_frames",
@@ -173,6 +174,16 @@ def still_picture(path: str | os.PathLike[str], image_size: int) -> np.ndarray:
             return np.ascontiguousarray(Cropped(image_size)(next(container.decode(video=0)), None))
     except (OSError, av.error.FFmpegError, StopIteration, IndexError) as error:
         raise InputError(f"{path} is not a picture that can be read: {error}.") from None
+
+
+def prepared_frames(
+    frames: np.ndarray, image_size: int, *, interpolation: str = "bicubic", framing: str = "crop"
+) -> np.ndarray:
+    """Frames in memory, uint8 RGB (T, H, W, 3), prepared exactly as those of files are: (T, image_size, image_size, 3)."""
+    convert = FRAMINGS[framing](image_size, _INTERPOLATIONS[interpolation])
+    return np.stack(
+        [convert(VideoFrame.from_ndarray(np.ascontiguousarray(one), format="rgb24"), None) for one in frames]
+    )
 
 
 # --- which frames -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""Commands that tell what a store holds, and hand it to other tools: stats, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lvmae.cli.command import command_of, takes_trust
+from lvmae.errors import InputError
+
+
+def add_stats(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "stats",
+        _run_stats,
+        brief="Tell what a store holds, in figures.",
+        goes_in="a store or representations",
+        comes_out="hours, durations, sizes, failures, still segments, the most central and most unusual videos",
+        example="lvmae stats store --out stats.png",
+    )
+    command.add_argument("store")
+    command.add_argument("--out", metavar="FILE", help="ends in .json, .txt or .png")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--pictures", action="store_true", help="look at the videos too, to tell black segments")
+
+
+def _run_stats(arguments: argparse.Namespace) -> int:
+    from lvmae.library.statistics import check_format, statistics
+
+    if arguments.out:
+        check_format(arguments.out)
+    found = statistics(arguments.store, pictures=arguments.pictures)
+    if arguments.out:
+        found.save(arguments.out)
+    print((found.to_json() if arguments.json else found.to_text()).rstrip("\n"))
+    return 0
+
+
+def add_export(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "export",
+        _run_export,
+        brief="Write a store as files that other tools open.",
+        goes_in="a store or representations",
+        comes_out="a Parquet table of segments, which embedding-atlas, DuckDB and pandas open; or WebVTT chapters",
+        example="lvmae export store --to segments.parquet",
+    )
+    takes_trust(command)
+    command.add_argument("store")
+    command.add_argument("--to", required=True, metavar="FILE", help="a file in .parquet; or webvtt, with --out FOLDER")
+    command.add_argument("--out", metavar="FOLDER", help="with webvtt: a file a video (default: chapters)")
+    command.add_argument("--captions", metavar="FILE", help="whose texts become the column text")
+    command.add_argument("--projection", default="pca", choices=["pca", "umap"], help="to the plane (default: pca)")
+    command.add_argument("--no-pictures", action="store_true", help="leave pictures out of the table")
+    command.add_argument("--neighbours", type=int, default=10, metavar="N", help="that each row names (default: 10)")
+
+
+def _run_export(arguments: argparse.Namespace) -> int:
+    from lvmae.library.exporting import export_chapters, export_segments
+
+    if arguments.to == "webvtt":
+        written = export_chapters(arguments.store, arguments.out or "chapters")
+        print(f"{arguments.out or 'chapters'}: the chapters of {len(written)} videos")
+        return 0
+    if Path(arguments.to).suffix.lower() != ".parquet":
+        raise InputError(f"--to is a file that ends in .parquet, or webvtt, not {arguments.to!r}")
+    if arguments.out:
+        raise InputError("--out goes with --to webvtt")
+    rows = export_segments(
+        arguments.store,
+        arguments.to,
+        captions=arguments.captions,
+        projection=arguments.projection,
+        pictures=not arguments.no_pictures,
+        neighbours=arguments.neighbours,
+    )
+    print(f"{arguments.to}: {rows} segments")
+    return 0
