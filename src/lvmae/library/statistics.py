@@ -39,7 +39,7 @@ class Statistics:
     hours: float
     duration: dict[str, float]
     """Seconds of a video: least, median, mean, most."""
-    bytes: int
+    store_bytes: int
     """Of the store's files on this machine; 0 for one in a bucket."""
     source_bytes: int
     """Of the videos, as far as their sizes are known."""
@@ -68,7 +68,7 @@ class Statistics:
         lines = [
             f"videos            {self.videos:,}, {self.hours:,.2f} hours, {self.segments:,} segments",
             f"seconds a video   {lengths}",
-            f"bytes             store {self.bytes:,}, videos {self.source_bytes:,}",
+            f"bytes             store {self.store_bytes:,}, videos {self.source_bytes:,}",
             f"failures          {sum(self.failures.values())}",
             *(f"                  {count} x {reason}" for reason, count in self.failures.items()),
             f"still segments    {self.still_share:.1%}",
@@ -127,7 +127,9 @@ def statistics(store: str | Path | EmbeddingStore, *, pictures: bool = False) ->
             "mean": round(float(seconds.mean()), 3),
             "most": round(float(seconds.max()), 3),
         },
-        bytes=0 if is_remote(store.path) else sum(f.stat().st_size for f in Path(store.path).rglob("*") if f.is_file()),
+        store_bytes=0
+        if is_remote(store.path)
+        else sum(f.stat().st_size for f in Path(store.path).rglob("*") if f.is_file()),
         source_bytes=sum(size for size in sizes if size),
         failures=dict(Counter(_kind(failure.reason) for failure in store.failures).most_common()),
         still_share=round(still / steps, 4) if steps else 0.0,
