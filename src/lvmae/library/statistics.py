@@ -85,8 +85,10 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Writes the file that the suffix says: .json, .txt or .png. Raises InputError for another one."""
         suffix = check_format(path)
-        content = {".json": self.to_json, ".txt": self.to_text, ".png": self.to_png}[suffix]()
-        write_bytes(path, content if isinstance(content, bytes) else content.encode())
+        content = (
+            self.to_png() if suffix == ".png" else (self.to_json() if suffix == ".json" else self.to_text()).encode()
+        )
+        write_bytes(path, content)
         return Path(path)
 
 
