@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUNS := .venv/.runs
 TESTS := .venv/.tests
 
-.PHONY: demo test check docs format bench lock docker clean
+.PHONY: demo test check docs format bench gpu-train lock docker clean
 
 demo: $(RUNS)
 	$(BIN)/lvmae demo --out demo
@@ -35,6 +35,10 @@ BENCHES := training_step data_loading long_sequences search probe_speed embed fu
 
 bench: $(TESTS)
 	for b in $(BENCHES); do $(BIN)/python benchmarks/$$b.py || exit 1; done
+
+# With the machine's own Python: what a machine with a GPU has, and no network. It says what is missing.
+gpu-train:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_train.py
 
 $(RUNS): pyproject.toml
 	$(PYTHON) -m venv .venv
