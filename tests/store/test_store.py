@@ -23,6 +23,7 @@ from lvmae.errors import InputError, WorkError
 from lvmae.files.identity import UNKNOWN, identity_of, stat_of
 from lvmae.files.tables import read_parquet_rows
 from lvmae.inspection import inspect_store
+from lvmae.library import similar_videos
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize, merge_stores
 from stores import as_version_0_1
 
@@ -399,3 +400,35 @@ def test_what_grants_access_to_a_store_is_not_told() -> None:
     with pytest.raises((InputError, WorkError), match=r"https://127\.0\.0\.1:9/store cannot be reached") as told:
         EmbeddingStore("https://anna:s3cret@127.0.0.1:9/store?token=s3cret")
     assert "s3cret" not in str(told.value)
+
+
+def test_a_video_that_is_no_numbers_is_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written by something that did not look: the others stay usable, in every way to read a store."""
+    monkeypatch.setattr("lvmae.store.writer.to_half", lambda values: values.astype(np.float16))
+    with StoreWriter(tmp_path / "s", MANIFEST, shard_bytes=1) as writer:
+        for name in ("a", "b", "c", "d"):
+            video = record(name, 5)
+            if name == "b":
+                video.embeddings[2, 1] = np.nan
+            if name == "d":
+                video.embeddings[[0, 4]] = np.inf
+            writer.add(video)
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert (len(store), store.ids, store.lengths.tolist()) == (2, ["a", "c"], [5, 5])
+    assert np.isfinite(store.mean_features).all()
+    assert [one.id for one in store.stream()] == ["a", "c"]
+    reasons = {failure.id: failure.reason for failure in store.failures}
+    assert reasons["b"].startswith("1 of 5 segments hold NaN or infinity")
+    assert reasons["d"].startswith("2 of 5 segments hold NaN or infinity")
+    assert "the video 'b' is left out" in caplog.text
+    similar = similar_videos(store, "a", 3)
+    assert [one.video for one in similar] == ["c"]
+    assert np.isfinite(similar[0].score)
+    assert inspect_store(EmbeddingStore.open(tmp_path / "s"))["failed"] == 2
+    assert merge_stores(tmp_path / "s", tmp_path / "merged").failed == 2
+    assert EmbeddingStore.open(tmp_path / "merged").ids == ["a", "c"]
+    with StoreWriter(tmp_path / "s", MANIFEST) as writer:
+        writer.add(record("b", 4), replaces=True)
+    assert EmbeddingStore.open(tmp_path / "s").ids == ["a", "b", "c"]

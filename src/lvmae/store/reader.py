@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -35,6 +36,10 @@ from lvmae.store.index import some
 log = logging.getLogger(__name__)
 
 _MEANING = ("space_id", "dim", "kind", "segments")  # what the manifest and every shard say
+_UNSOUND = b"lvmae.unsound"  # in the metadata of a mapped copy
+_TOLD = 5  # videos that are named; of more the number is told
+
+log = logging.getLogger(__name__)
 _OLD_FINGERPRINT = 16  # hex digits of a fingerprint as version 0.1 made it
 
 
@@ -61,6 +66,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._folder = StoreFolder(path)
+        self._left_out: dict[str, Failure] = {}
         self.path = self._folder.said
         """Path or URL, without what a URL grants access by: fit to be printed and written down."""
         manifest = self._folder.manifest()
@@ -125,11 +131,13 @@ class EmbeddingStore(Sequence[VideoRecord]):
     def _cached(self, kind: str, ending: str, shard: Shard, make: Callable[[Path], None]) -> Path:
         """What is made of a shard, in the cache."""
         local, of = self._folder.local, self._folder.cached_as
-        key = hashlib.sha256(f"{of}\0{shard.name}\0{shard.size}\0{shard.changed}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{of}\0{shard.name}\0{shard.size}\0{shard.changed}\0looked at".encode()).hexdigest()[:32]
         return cached(kind, f"{key}.{ending}", make, of=of, source=local / shard.path if local else None)
 
     def _write_arrow(self, shard: Shard, path: Path) -> None:
         table = self._folder.table(shard).combine_chunks()
+        # Looked at once, here: whoever maps the copy knows which rows are no numbers.
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _UNSOUND: _unsound_rows(table)})
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=max(1, table.num_rows))
 
@@ -155,10 +163,17 @@ class EmbeddingStore(Sequence[VideoRecord]):
         """Every video, in the order of the rows on disk: one shard in memory at a time, nothing in the cache."""
         again = Counter(self._folder.rows())  # rows of an id that are still to come: its last one counts
         for shard in self._listed:
-            views = self._viewed(self._folder.table(shard).combine_chunks().to_batches()[0], shard)
+            table = self._folder.table(shard).combine_chunks()
+            views, unsound = self._viewed(table.to_batches()[0], shard), json.loads(_unsound_rows(table))
             for row, video in enumerate(views.batch.column("id").to_pylist()):
                 again[video] -= 1
-                if again[video] <= 0 and video not in self.removed:
+                if again[video] > 0 or video in self.removed:
+                    continue
+                if str(row) in unsound:
+                    failure = _unsound(video, views.batch.column("source")[row].as_py(), *unsound[str(row)])
+                    self._left_out[video] = failure
+                    log.warning("%s: the video %r is left out: %s", self._folder.said, video, failure.reason)
+                else:
                     yield self._record(views, row)
 
     @cached_property
@@ -172,13 +187,36 @@ class EmbeddingStore(Sequence[VideoRecord]):
     @cached_property
     def _order(self) -> np.ndarray:
         """Place in the store -> row on disk, of an id the last. Rows lie as they were finished, by workers and crashes."""
-        written = {video: row for row, video in enumerate(self._column("id")) if video not in self.removed}
+        written = self._rows_of_ids
+        for video in self.unsound:
+            del written[video]
         return np.array([written[video] for video in sorted(written)], dtype=np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """The videos' ids, sorted: the order of everything here."""
-        return sorted(set(self._column("id")) - self.removed)
+        return sorted(set(self._column("id")) - self.removed - self.unsound.keys())
+
+    @property
+    def _rows_of_ids(self) -> dict[str, int]:
+        return {video: row for row, video in enumerate(self._column("id")) if video not in self.removed}
+
+    @cached_property
+    def unsound(self) -> dict[str, Failure]:
+        """Videos whose values are not finite, by id: they are left out, and told of once."""
+        found: dict[str, Failure] = {}
+        counted = self._rows_of_ids
+        for first, shard in zip(self._firsts, self._shards, strict=False):
+            rows = json.loads((shard.batch.schema.metadata or {}).get(_UNSOUND, b"{}"))
+            for row, (bad, length) in rows.items():
+                video = shard.batch.column("id")[int(row)].as_py()
+                if counted.get(video) == int(first) + int(row):
+                    found[video] = _unsound(video, shard.batch.column("source")[int(row)].as_py(), bad, length)
+        for video, failure in list(found.items())[:_TOLD]:
+            log.warning("%s: the video %r is left out: %s", self._folder.said, video, failure.reason)
+        if len(found) > _TOLD:
+            log.warning("%s: %d more videos are left out in the same way", self._folder.said, len(found) - _TOLD)
+        return found
 
     @cached_property
     def removed(self) -> set[str]:
@@ -225,10 +263,12 @@ class EmbeddingStore(Sequence[VideoRecord]):
         in_order: np.ndarray = np.array(self._column("duration"), np.float64)[self._order]
         return in_order
 
-    @cached_property
+    @property
     def failures(self) -> list[Failure]:
         """Inputs that could not be embedded, or only in part, the last reason each; one that succeeded later is not among them."""
-        return list(self._failures.values())
+        if "_shards" in vars(self):  # it is not worth mapping all of them for this
+            self._left_out |= self.unsound
+        return [*self._failures.values(), *self._left_out.values()]
 
     @cached_property
     def _failures(self) -> dict[str, Failure]:
@@ -394,6 +434,32 @@ class EmbeddingStore(Sequence[VideoRecord]):
             digest.update(f"{video}\0{len(row)}\0".encode())
             digest.update(row[len(row) // 2].tobytes())
         return digest.hexdigest()[:_OLD_FINGERPRINT]
+
+
+def _unsound(video: str, source: str, bad: int, length: int) -> Failure:
+    where = f"{bad} of {length} segments hold" if bad else "its pooled features hold"
+    return Failure(video, source, f"{where} NaN or infinity; repair the store with `lvmae verify`")
+
+
+def _unsound_rows(table: pa.Table) -> bytes:
+    """Row -> [segments that are not finite, segments] of each video of a shard that has such, as JSON."""
+    found: dict[str, tuple[int, int]] = {}
+    if table.num_rows:
+        batch = table.to_batches()[0]
+        column = batch.column("embeddings")
+        # All bits of a half's exponent are set: NaN or infinity.
+        bits = np.from_dlpack(column.values.values).view(np.uint16).reshape(-1, column.type.value_type.list_size)
+        bad = np.add.accumulate([False, *((bits & 0x7C00) == 0x7C00).any(axis=1)], dtype=np.int64)
+        edges = np.from_dlpack(column.offsets)
+        pooled = [
+            np.array([not np.isfinite(np.asarray(one, np.float64)).all() for one in batch.column(name).to_pylist()])
+            for name in ("cls", "mean")
+            if name in batch.schema.names
+        ]
+        counts = bad[edges[1:]] - bad[edges[:-1]]
+        for row in np.flatnonzero(np.logical_or.reduce([counts > 0, *pooled])).tolist():
+            found[str(row)] = int(counts[row]), int(edges[row + 1] - edges[row])
+    return json.dumps(found).encode()
 
 
 def _identity_names(schema: pa.Schema) -> list[str]:
