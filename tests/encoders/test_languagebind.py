@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from small_models import edit_json, film_frames, holds_the_contract, refuses_other_weights
 from torch.nn.functional import interpolate, normalize
 
-from lvmae.encoders import load_encoder
+from lvmae.encoders import languagebind, load_encoder
 from lvmae.errors import InputError, WorkError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "languagebind.safetensors"
@@ -71,6 +71,27 @@ def test_numbers_of_the_package(
     np.testing.assert_allclose(video, normalize(golden[f"{kind}/video"], dim=-1).numpy(), atol=2e-6)
     text = encoder.encode_text(facts["texts"])
     np.testing.assert_allclose(text, normalize(golden[f"{kind}/text"], dim=-1).numpy(), atol=2e-6)
+
+
+def test_attention_over_time_is_one_call_a_layer_for_all_places(
+    folder: Callable[[str], Path], golden: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder: Any = load_encoder("languagebind-huge", model=str(folder("newer")), device="cpu")
+    shapes: list[tuple[int, ...]] = []
+    attend = languagebind.scaled_dot_product_attention
+
+    def counted(query: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        shapes.append(tuple(query.shape))
+        assert query.stride(-1) == 1
+        assert query.untyped_storage().nbytes() == query.numel() * query.element_size()  # a view, not a copy
+        return attend(query, *arguments, **options)
+
+    monkeypatch.setattr(languagebind, "scaled_dot_product_attention", counted)
+    encoder.encode_video(golden["frames"].numpy())
+    own = encoder._network.vision_model.encoder["layers"][0].temporal_attn
+    places = 1 + (SIZE // encoder._network.config.vision_config.patch_size) ** 2
+    wanted = (len(golden["frames"]), places * own.num_heads, FRAMES, own.head_dim)
+    assert shapes == [wanted] * len(encoder._network.vision_model.encoder["layers"])
 
 
 @pytest.mark.parametrize("kind", ["first", "newer"])
