@@ -74,7 +74,10 @@ def cached(kind: str, name: str, make: Callable[[Path], None], *, of: str = "", 
         WorkError: the cache cannot be written to.
     """
     path = cache_folder() / kind / name
-    read = _identity(source) if source is not None else None
+    try:
+        read = _identity(source) if source is not None else None
+    except OSError as error:
+        raise WorkError(f"{source} cannot be read: {reason(error)}") from None
     if _whole(path, read):
         return path
     try:

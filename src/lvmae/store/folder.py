@@ -67,6 +67,7 @@ class StoreFolder:
         self.said = without_secrets(self.url)
         """What messages call it."""
         self.fs, self.root = file_system(self.url)
+        self._known: dict[str, IndexedRows] = {}
         self.local = Path(self.root) if "file" in _protocols(self.fs) else None
 
     @property
@@ -223,8 +224,13 @@ class StoreFolder:
 
     def entry_rows(self, entry: IndexEntry) -> IndexedRows | None:
         """The ids and digests that an entry of the index tells; None where it is damaged or gone."""
-        content = self.read(f"{INDEX}/{entry.name}")
-        return None if content is None else read_rows(entry, content)
+        if entry.name not in self._known:  # of one name the content is always the same
+            content = self.read(f"{INDEX}/{entry.name}")
+            rows = None if content is None else read_rows(entry, content)
+            if rows is None:
+                return None
+            self._known[entry.name] = rows
+        return self._known[entry.name]
 
     def indexed(self, shard: Shard) -> IndexedRows | None:
         """The ids and digests of a shard without reading it; None where only the shard itself can tell."""
@@ -293,8 +299,17 @@ class StoreFolder:
         rows = self.indexed(shard)
         if rows is not None:
             return rows.ids
-        ids: list[str] = self.table(shard)["id"].to_pylist()
+        # Of a shard that the index does not tell of, no more than this column is read.
+        ids: list[str] = (self.table(shard) if shard.entries else self._id_column(shard))["id"].to_pylist()
         return ids
+
+    def _id_column(self, shard: Shard) -> pa.Table:
+        options = {} if self.local else {"cache_type": "none"}
+        try:
+            with self._reached(shard.path), self.fs.open(self._join(shard.path), "rb", **options) as file:
+                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=["id"], use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._damaged(shard, reason(error)) from None
 
     def ids(self) -> set[str]:
         """Of the videos that are committed."""

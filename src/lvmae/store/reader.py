@@ -20,6 +20,7 @@ import pyarrow as pa
 from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.files.cache import cached
 from lvmae.files.urls import is_url
+from lvmae.files.writing import reason
 from lvmae.store.folder import Shard, StoreFolder, metadata_of
 from lvmae.store.format import (
     IDENTITY_COLUMNS,
@@ -126,7 +127,10 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     def _map(self, shard: Shard) -> _Shard:
         copy = self._cached("stores", "arrow", shard, lambda path: self._write_arrow(shard, path))
-        return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard)
+        try:
+            return self._viewed(pa.ipc.open_file(pa.memory_map(str(copy))).get_batch(0), shard)
+        except (OSError, pa.ArrowException) as error:
+            raise WorkError(f"the cached copy {copy} cannot be read: {reason(error)}; delete it") from None
 
     def _cached(self, kind: str, ending: str, shard: Shard, make: Callable[[Path], None]) -> Path:
         """What is made of a shard, in the cache."""
@@ -400,18 +404,27 @@ class EmbeddingStore(Sequence[VideoRecord]):
             if not isinstance(noted, str) or is_url(noted) or not Path(noted).is_dir():
                 return []
             try:
-                return self.stale(EmbeddingStore(noted))
+                opened = EmbeddingStore(noted)
+                if all(shard.entries for shard in opened._listed):  # else all embeddings would have to be read
+                    return self.stale(opened)
             except LVMAEError:
-                return []
-        digests = source.digests
-        return [
-            record.id
-            for record in map(self._told, range(len(self)))
-            if record.id not in digests or (record.made_from and record.made_from != digests[record.id])
+                pass
+            return []
+        there = set(source.ids)
+        gone = [video for video in self.ids if video not in there]
+        noted = self._made_from()
+        return gone + [
+            video for video in self.ids if video in there and noted.get(video) and noted[video] != source.digests[video]
         ]
 
-    def _told(self, index: int) -> VideoRecord:
-        return self._record(*self._locate(index))
+    def _made_from(self) -> dict[str, str]:
+        noted: dict[str, str] = {}
+        for shard in self._shards:
+            if "made_from" in shard.batch.schema.names:
+                noted |= zip(
+                    shard.batch.column("id").to_pylist(), shard.batch.column("made_from").to_pylist(), strict=True
+                )
+        return noted
 
     @cached_property
     def fingerprint(self) -> str:

@@ -57,7 +57,7 @@ def shard_bytes_of(rows: pa.Table, table: str, number: int, manifest: Manifest) 
 def add_missing_entries(folder: StoreFolder, *, old: bool = False) -> int:
     """Adds what the index lacks: shards whose writer was killed before their entry, and with `old` those of older versions.
 
-    Returns their number. A damaged shard gets no entry.
+    Returns their number. Raises WorkError where one of them is damaged.
     """
     added = 0
     for table in TABLES:
