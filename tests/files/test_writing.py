@@ -61,8 +61,10 @@ def test_json_is_json(tmp_path: Path) -> None:
 
 
 def test_errors_say_why_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WorkError, match=r"gone/file could not be written: No such file or directory\.$"):
-        write_text(tmp_path / "gone" / "file", "text")
+    (tmp_path / "plain").touch()
+    with pytest.raises(WorkError, match=r"plain/file could not be written: .*\.$"):
+        write_text(tmp_path / "plain" / "file", "text")
+    (tmp_path / "plain").unlink()
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -84,3 +86,17 @@ def test_one_holds_a_lock_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file where a folder is needed"):
         Lock(tmp_path / "file" / ".lock", "busy").take()
+
+
+def test_links_pipes_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kept" / "file")
+    write_text(tmp_path / "link", "through")
+    assert (tmp_path / "kept" / "file").read_text() == "through"
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    write_text(tmp_path / "pipe", "into")
+    assert reader.communicate()[0] == b"into"
+    write_text("/dev/null", "gone")
+    assert Path("/dev/null").is_char_device()

@@ -291,7 +291,7 @@ class _Job:
         began = time.monotonic()
         given = call()
         if not path.exists():
-            path.write_text(json.dumps(round(time.monotonic() - began, 3)))
+            write_json(path, round(time.monotonic() - began, 3))
         return given, float(json.loads(path.read_text()))
 
     def _place(self, cell: Cell) -> dict[str, Any]:

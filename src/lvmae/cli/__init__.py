@@ -34,6 +34,7 @@ from lvmae.cli.console import console
 from lvmae.cli.journal import flush_output, journal, write_summary
 from lvmae.errors import LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
+from lvmae.files.writing import reason
 from lvmae.process import say
 from lvmae.trust import UntrustedCodeError, trusting
 
@@ -76,6 +77,11 @@ def _carry_out(arguments: argparse.Namespace) -> tuple[int, str | None]:
         return error.exit_code, f"{name}: {error}; or give --trust-code."
     except LVMAEError as error:
         return error.exit_code, f"{name}: {without_secrets(in_options(str(error), arguments))}"
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a disk that refuses what is written to it, wherever that was
+        where = f"{error.filename}: " if error.filename else ""
+        return 1, f"{name}: {without_secrets(f'{where}{reason(error)}')}"
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; run the same command again to go on"
         return stop.exit_code if isinstance(stop, Terminated) else 130, f"\n{name}: {said}"

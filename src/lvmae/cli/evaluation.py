@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvmae.cli.command import add_device, command_of, show
 from lvmae.errors import InputError
+from lvmae.files.writing import write_text
 
 if TYPE_CHECKING:
     from lvmae.evaluation import FamilyResult, ProbeTable, SavedProbe, SpanTable
@@ -267,14 +268,14 @@ def _write(result: ProbeTable | FamilyResult | SpanTable, arguments: argparse.Na
     if arguments.out:
         out = Path(arguments.out)
         text = result.render(_FORM_OF[out.suffix.lower()], compare=arguments.compare)
-        out.write_text(text + "\n", encoding="utf-8")
+        write_text(out, text + "\n")
         if listed is None and result.absent():
             listed = out.with_suffix(".missing.csv")
     if arguments.predictions:
         rows = write_predictions(result, arguments.predictions)
         said.append(f"{rows} predictions of test videos: {arguments.predictions}")
     if listed is not None:
-        listed.write_text(missing_csv(result), encoding="utf-8")
+        write_text(listed, missing_csv(result))
         said.append(f"{len(result.absent())} annotated videos that are not in the store: {listed}")
     return said
 

@@ -36,6 +36,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
         OSError: the disk refuses it.
     """
     target = Path(path)
+    if target.is_symlink():  # what it leads to is replaced, not the link
+        target = target.resolve()
     beside = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{target.suffix}")
     try:
         yield beside
@@ -52,8 +54,17 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview, *, durable: bool = True) -> None:
-    """Replaces a file in one step. Raises WorkError, with the old file in its place, where the disk refuses it."""
+    """Replaces a file in one step, and makes its folder where there is none.
+
+    Pipes and devices, such as /dev/stdout, are written to. Raises WorkError, the old file in its place, where the disk refuses it.
+    """
+    target = Path(path)
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            with target.open("wb") as file:
+                file.write(content)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=durable) as beside, beside.open("wb") as file:
             file.write(content)
     except OSError as error:

@@ -28,6 +28,7 @@ import numpy as np
 from lvmae.errors import InputError, WorkError
 from lvmae.files.cache import cached
 from lvmae.files.pictures import png_of
+from lvmae.files.writing import write_bytes
 from lvmae.library import place_of
 from lvmae.library.spans import Span
 from lvmae.process import say
@@ -102,8 +103,7 @@ class Timeline:
         """Writes the file that the suffix says: .vtt, .json, .txt or .png. Raises InputError for another one."""
         path = Path(path)
         content = _FORMATS[check_format(path)](self)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else (content.rstrip("\n") + "\n").encode())
+        write_bytes(path, content if isinstance(content, bytes) else (content.rstrip("\n") + "\n").encode())
         return path
 
 

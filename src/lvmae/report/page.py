@@ -20,6 +20,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from lvmae.files.writing import write_text
+
 MAX_BYTES = 8 << 20
 """What a page may weigh before pictures are left out of it."""
 
@@ -143,10 +145,8 @@ def render(data: ReportData, out: str | Path, *, max_bytes: int = MAX_BYTES) -> 
         blocks=[store, *segments, *pictures],
         loss=base64.b64encode(data.loss_png).decode("ascii") if data.loss_png else None,
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return out
+    write_text(out, page)
+    return Path(out)
 
 
 def _segments(video: VideoData) -> dict[str, Any]:
