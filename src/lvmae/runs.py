@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lvmae.errors import InputError, WorkError
 from lvmae.files.json_files import read_object
-from lvmae.files.writing import replacing
+from lvmae.files.writing import reason, replacing
 from lvmae.trust import require_trust
 
 if TYPE_CHECKING:
@@ -229,14 +229,15 @@ def _check_weights(folder: Path) -> None:
 
 def _load(kind: Any, run: str | Path, **options: Any) -> Any:
     import torch
-    from safetensors import SafetensorError
 
     folder = find_run(run)
     _check_weights(folder)
     try:
         model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the model in {run} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers makes of an odd configuration
+        raise InputError(f"the model in {run} cannot be loaded: {reason(error)}") from error
     if report["missing_keys"]:  # which transformers fills with random values
         some = sorted(report["missing_keys"])[0]
         what = "LV-MAE encoder" if kind.__name__ == "LVMAEModel" else "whole LV-MAE model"

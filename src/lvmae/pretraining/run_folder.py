@@ -85,7 +85,7 @@ class RunFolder:
     def recipe(self) -> dict[str, Any]:
         """The recipe that the run was begun with, as it is written; empty where there is none that can be read."""
         try:
-            written = json.loads((self.path / _RECIPE).read_text())["recipe"]
+            written = read_object(self.path / _RECIPE)["recipe"]
         except (OSError, ValueError, TypeError, KeyError):
             return {}
         return written if isinstance(written, dict) else {}
