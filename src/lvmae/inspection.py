@@ -11,6 +11,7 @@ import numpy as np
 
 from lvmae.errors import InputError, LVMAEError
 from lvmae.files.json_files import read_lines, read_object
+from lvmae.files.tables import read_parquet_rows
 from lvmae.runs import TRAIN, count_parameters, is_run, read_config, read_split
 from lvmae.store import EmbeddingStore, l2_normalize
 
@@ -24,6 +25,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     if is_run(folder):
         return inspect_run(folder)
+    if (folder / "recipe.json").is_file():
+        return inspect_interrupted_run(folder)
+    if (folder / "results.parquet").is_file():
+        return inspect_ablation(folder)
     if "://" not in str(path) and not (folder / "manifest.json").is_file():
         what = "there is nothing at" if not folder.exists() else "there is no store, representations or run at"
         raise InputError(f"{what} {path}; `lvmae embed`, `lvmae pretrain` and `lvmae represent` make them")
@@ -99,6 +104,36 @@ def inspect_run(folder: Path) -> dict[str, Any]:
     found["trained on, and removed since"] = _removed_since(folder, found.get("recipe")) or None
     found["last figures"] = _last_figures(folder / "metrics.jsonl")
     return {key: value for key, value in found.items() if value is not None}
+
+
+def inspect_interrupted_run(folder: Path) -> dict[str, Any]:
+    """Recipe, checkpoints and last figures of a run that has not made its model yet."""
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    found = {
+        "path": str(folder),
+        "kind": "run, interrupted",
+        "what to do": "rerun its `lvmae pretrain` command to resume it"
+        + ("" if checkpoints else "; it has no checkpoint yet, so it begins at its start"),
+        "checkpoints": checkpoints or None,
+        "recipe": read_object(folder / "recipe.json"),
+        "last figures": _last_figures(folder / "metrics.jsonl"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def inspect_ablation(folder: Path) -> dict[str, Any]:
+    """The cells of an ablation, and how many of them failed."""
+    rows = list(read_parquet_rows(folder / "results.parquet"))
+    cells = {str(row.get("cell")): str(row.get("status")) for row in rows}
+    return {
+        "path": str(folder),
+        "kind": "ablation",
+        "cells": len(cells),
+        "failed": sum(status == "failed" for status in cells.values()),
+        "rows": len(rows),
+        "probes": sorted({str(row["probe"]) for row in rows if row.get("probe")}),
+        "table": str(folder / "table.md"),
+    }
 
 
 def _removed_since(folder: Path, recipe: Any) -> list[str]:

@@ -44,6 +44,18 @@ ADDED = frozenset({"best_by", "center", "loss_options", "order", "patience", "wa
 # Settings that counted in that digest before they were free, and what almost all recipes had.
 _COUNTED = {"compile": False}
 
+# What settings are called elsewhere: their names here are not near in spelling.
+_OTHER_NAMES = {
+    "lr": "base_lr", "learning_rate": "base_lr", "max_lr": "base_lr", "bs": "batch_size", "batch": "batch_size",
+    "wd": "weight_decay", "depth": "layers", "num_layers": "layers", "num_hidden_layers": "layers", "n_layers": "layers",
+    "num_heads": "heads", "width": "decoder_width", "ratio": "mask_ratio", "masking_ratio": "mask_ratio", "masking": "mask",
+    "gradient_clipping": "clip_norm", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm", "max_norm": "clip_norm",
+    "gradient_accumulation_steps": "accumulation", "grad_accum": "accumulation", "num_epochs": "epochs", "steps": "epochs",
+    "warmup": "warmup_epochs", "warmup_steps": "warmup_epochs", "dtype": "precision", "amp": "precision",
+    "mixed_precision": "precision", "workers": "num_workers", "objective": "loss", "val_split": "val_fraction",
+    "seq_len": "max_segments", "max_length": "max_segments", "random_seed": "seed", "logger": "trackers", "tracker": "trackers",
+}  # fmt: skip
+
 _LARGEST = 2**31 - 1  # of whole numbers: what counts videos, steps, layers and bytes on 32 bits still holds it
 
 _CHOICES = {
@@ -236,7 +248,8 @@ class Recipe:
         changed: dict[str, Any] = {}
         for key, value in (settings or {}).items():
             if key not in kinds or key == "name":
-                near = difflib.get_close_matches(key, kinds.keys() - {"name"}, n=3, cutoff=0.5)
+                meant = _OTHER_NAMES.get(str(key).lower().replace("-", "_"))
+                near = [meant] if meant else difflib.get_close_matches(key, kinds.keys() - {"name"}, n=3, cutoff=0.5)
                 hint = (
                     f"did you mean {' or '.join(near)}?"
                     if near

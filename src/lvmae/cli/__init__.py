@@ -32,12 +32,13 @@ from lvmae.cli import (
 from lvmae.cli.command import Parser, command_of, in_options
 from lvmae.cli.console import console
 from lvmae.cli.journal import flush_output, journal, write_summary
-from lvmae.errors import LVMAEError, Terminated
+from lvmae.errors import InputError, LVMAEError, Terminated
 from lvmae.files.urls import without_secrets
 from lvmae.files.writing import reason
 from lvmae.process import say
 from lvmae.trust import UntrustedCodeError, trusting
 
+_LEAST_VIDEOS = 48  # of a demonstration
 _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 
 
@@ -183,5 +184,10 @@ def _add_demo(commands: Any) -> None:
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     from lvmae.demo import run_demo
+
+    if arguments.videos is not None and arguments.videos < _LEAST_VIDEOS:
+        raise InputError(
+            f"a demonstration needs {_LEAST_VIDEOS} videos or more, not {arguments.videos}: its probes have too few to learn from"
+        )
 
     return run_demo(arguments.out, videos=arguments.videos, seed=arguments.seed)

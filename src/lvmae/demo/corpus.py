@@ -125,6 +125,8 @@ def make_corpus(
 
     InputError where `out` holds a corpus made with other settings, or a package with photographs is missing.
     """
+    if seed < 0:
+        raise InputError(f"the seed is {seed}: it has to be 0 or more")
     if videos < 1:
         raise InputError(f"a corpus needs at least one video, not {videos}")
     plans = tuple(plan_corpus(videos=videos, seed=seed, film_minutes=film_minutes))

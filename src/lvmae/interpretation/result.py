@@ -22,6 +22,7 @@ from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.report import Picture, ReportData, ScoreTable, VideoData, render
 from lvmae.runs import TRAIN, check_space, load_run_autoencoder, read_split
+from lvmae.sequences import shortest_maskable
 from lvmae.store import EmbeddingStore, located
 
 _SHOWN_SEGMENTS = 20_000  # on a page, at most
@@ -173,6 +174,16 @@ def interpret(
         InputError: no run, no store, of two spaces, captions that cannot be used, or no video long enough to hide a part of.
         WorkError: the reconstructions are not finite.
     """
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("top_k", top_k, 1),
+        ("max_videos", max_videos, 1),
+        ("pictures", pictures, 0),
+        ("batch_tokens", batch_tokens, 1),
+    ):
+        if value < least:
+            raise InputError(f"`{name}` is {value}: it has to be {least} or more")
+    shortest_maskable(ratio)  # refuses a ratio that none is
     store = EmbeddingStore.open(store)
     place = pick_device(device)
     model = load_run_autoencoder(run)

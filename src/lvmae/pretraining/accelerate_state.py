@@ -74,6 +74,7 @@ def accelerator_for(recipe: Recipe, out: Path, device: str | None = None) -> Ite
         yield accelerator
     finally:
         for tracker in accelerator.trackers:
-            tracker.finish()
+            with contextlib.suppress(AttributeError):  # one that could not be started has nothing to finish
+                tracker.finish()
         if launched and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

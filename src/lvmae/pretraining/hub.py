@@ -13,6 +13,11 @@ from lvmae.runs import find_run
 # What a run folder holds for going on with it, not for using it.
 _KEPT_HOME = ["checkpoints/*", "best/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
 
+# The hub's library lets errors of its HTTP client through where nothing answers, and which client that is changes: httpx, httpx2.
+_NO_ANSWER: tuple[type[BaseException], ...] = tuple(
+    kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"
+)
+
 
 def push_run(
     run: str | os.PathLike[str],
@@ -49,6 +54,7 @@ def push_run(
         if status in (401, 403):
             raise InputError(f"the hub refused {repo} with status {status}: check the token and its rights") from None
         raise WorkError(f"the hub did not take {repo} (status {status}); the same command tries again") from None
-    except OSError as error:
-        raise WorkError(f"the hub could not be reached ({error}); the same command tries again") from None
+    except _NO_ANSWER as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WorkError(f"the hub could not be reached ({said}); rerun the same command to try again") from None
     return str(commit.commit_url)

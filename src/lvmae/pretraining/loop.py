@@ -329,14 +329,21 @@ class _Training:
             if self.main:
                 log.info("Resuming from step %d of %d.", step, self.total_steps)
                 self._say_longer(step)
-        self.accelerator.init_trackers(
-            "lvmae",
-            config=self._hyper_parameters(),
-            init_kwargs={
-                "tensorboard": {"purge_step": step + 1},
-                "wandb": {"dir": str(self.folder.path), "resume": "auto"},
-            },
-        )
+        try:
+            self.accelerator.init_trackers(
+                "lvmae",
+                config=self._hyper_parameters(),
+                init_kwargs={
+                    "tensorboard": {"purge_step": step + 1},
+                    "wandb": {"dir": str(self.folder.path), "resume": "auto"},
+                },
+            )
+        except Exception as error:  # trackers raise what they like
+            said = [line.rstrip(".") for line in str(error).strip().splitlines()] or [repr(error)]
+            raise InputError(
+                f"A tracker could not be started ({', '.join(self.recipe.trackers)}: {said[0]}); for W&B log in with `wandb login` "
+                "or set WANDB_MODE=offline, or set trackers to none."
+            ) from error
         return step
 
     def _say_longer(self, step: int) -> None:
