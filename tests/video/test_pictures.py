@@ -87,6 +87,28 @@ def test_edits_are_sought_over(tmp_path: Path) -> None:
         assert fast[0][0] == pytest.approx(25 * (at[0] + 42.5) + 3 if at[0] < 30 else 25 * (at[0] - 26.7) + 3, abs=1)
 
 
+@pytest.mark.parametrize(
+    ("transfer", "codes", "seen"),
+    [
+        ("smpte2084", (0.44, 0.58, 0.75), (135, 253, 255)),  # 50, 203 and 1,000 cd/m2
+        ("arib-std-b67", (0.19, 0.46, 0.75), (53, 131, 254)),
+        ("bt709", (0.2, 0.5, 0.75), (51, 127, 191)),
+    ],
+)
+def test_hdr_is_brought_to_the_brightness_of_other_films(
+    transfer: str, codes: tuple[float, ...], seen: tuple[int, ...], tmp_path: Path
+) -> None:
+    primaries, space = ("bt709", "bt709") if transfer == "bt709" else ("bt2020", "bt2020nc")
+    luma = np.repeat((64 + 876 * np.array(codes)).astype(np.uint16), 32)[None].repeat(64, axis=0)
+    chroma = np.full(luma.size // 2, 512, np.uint16)
+    path = tmp_path / "hdr.mkv"
+    tags = ["-color_trc", transfer, "-color_primaries", primaries, "-colorspace", space, "-color_range", "tv"]
+    given = ["-f", "rawvideo", "-pix_fmt", "yuv420p10le", "-s", "96x64", "-framerate", "25", *tags]
+    ffmpeg(*given, "-i", "-", "-c:v", "ffv1", *tags, path, input=(luma.tobytes() + chroma.tobytes()) * 25)
+    frame = next(decode_segments(path, [0.0], [1.0], num_frames=1, image_size=64, framing="stretch"))[0]
+    assert frame[32, [10, 32, 53]].mean(axis=-1) == pytest.approx(seen, abs=8)
+
+
 def test_two_frames_of_one_time_stamp(tmp_path: Path) -> None:
     """A player shows the last that is not later, and so do the fast path and the full decode."""
     path = tmp_path / "twice.mkv"

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 # --- the shape of a pixel -----------------------------------------------------------------------------------------------------
@@ -99,6 +99,10 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 # --- pixels -------------------------------------------------------------------------------------------------------------------
 
 
+_HDR = frozenset({int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)})  # PQ and HLG
+_SDR: dict[str, Any] = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
+
+
 class Cropped:
     """Frame -> uint8 RGB (size, size, 3): short side resized, centre cropped, turned upright. One scaler, one thread."""
 
@@ -114,7 +118,11 @@ class Cropped:
     def __call__(self, frame: VideoFrame, aspect: Fraction | None) -> np.ndarray:
         orientation = orientation_of(frame)
         width, height = self.target(*displayed_size(frame, aspect), turned=orientation.transposes)
-        scaled: Any = self.scaler.reformat(frame, width, height, "rgb24", interpolation=self.interpolation, threads=1)
+        # Colours of an HDR film are brought to what other films have: BT.709, 203 cd/m2 as white (ITU-R BT.2408).
+        colours = _SDR if frame.color_trc in _HDR else {}
+        scaled: Any = self.scaler.reformat(
+            frame, width, height, "rgb24", interpolation=self.interpolation, threads=1, **colours
+        )
         plane = scaled.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
         picture = rows[:, : width * 3].reshape(height, width, 3)
