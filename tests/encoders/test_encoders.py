@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from films import Filmer
 from lvmae.embedding import embed_videos
 from lvmae.encoders import SegmentEncoder, encoder_of, load_encoder
-from lvmae.encoders.conse import ConSE, _read_weights, build_classifier
+from lvmae.encoders.conse import ConSE, _read_weights, _unpacked_sentence_encoder, build_classifier
 from lvmae.errors import InputError, WorkError
+from lvmae.files.cache import cache_folder
 from lvmae.store import EmbeddingStore, Manifest
 from lvmae.video.decoding import still_picture
 
@@ -228,3 +230,23 @@ class Half:
 def test_wrong_requests(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         load_encoder(name, **options)
+
+
+def test_changed_copies_in_the_cache_are_noticed(encoder: ConSE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class vectors in another order, which the self-test does not see, and a tokenizer that was tampered with."""
+    rows = encoder._class_vectors[0]
+    (file,) = (cache_folder() / "conse").glob("classes-*.npy")
+    kept = np.load(file)
+    times = file.stat()
+    np.save(file, kept[::-1])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    made: list[Path] = []
+    monkeypatch.setattr(ConSE, "_write_class_vectors", lambda self, path: (made.append(path), np.save(path, kept)))
+    np.testing.assert_array_equal(ConSE()._class_vectors[0], rows)
+    assert len(made) == 1
+    np.testing.assert_array_equal(ConSE()._class_vectors[0], rows)
+    assert len(made) == 1
+    tokenizer = _unpacked_sentence_encoder() / "tokenizer.json"
+    right = tokenizer.read_bytes()
+    tokenizer.write_bytes(right.replace(b"palace", b"flower", 1))
+    assert (_unpacked_sentence_encoder() / "tokenizer.json").read_bytes() == right
