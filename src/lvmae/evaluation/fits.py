@@ -6,6 +6,7 @@ its settings. Deleting the cache costs the time to fit again, and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -14,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lvmae.evaluation.settings import ATTENTIVE_RATES, ProbeSettings
 from lvmae.evaluation.splits import Parts
 from lvmae.evaluation.task import Task
 from lvmae.files.cache import cache_folder
+from lvmae.files.writing import replacing
 from lvmae.progress import progress
 
 _VERSION = 1  # of what a fit computes: another one does not take what an earlier one kept
@@ -178,10 +179,7 @@ def _kept(path: Path) -> Fitted | None:
 def _keep(path: Path, fitted: Fitted) -> None:
     """Writes a fit beside its place and renames it; a cache that cannot be written is no reason to fail."""
     told = {"setting": fitted.setting, "steps": fitted.steps, "paper_steps": fitted.paper_steps}
-    beside = path.with_name(f".tmp-{uuid4().hex}.npz")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(beside, outputs=fitted.outputs, told=np.array(json.dumps(told)))
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+        with replacing(path, durable=False) as beside:
+            np.savez(beside, outputs=fitted.outputs, told=np.array(json.dumps(told)))

@@ -16,6 +16,8 @@ from lvmae.files import cache
 from lvmae.store.folder import StoreFolder
 from lvmae.store.rewriting import DAMAGED, drop_rows, finish, locked
 
+_DERIVED = ("search", "projections", "probes")  # kinds in the cache that are made of videos, and do not say of which
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -52,7 +54,7 @@ def remove_videos(store: str | os.PathLike[str], ids: Iterable[str]) -> Removal:
             folder.note_removal(removed=wanted - already)
         finish(folder)
         rows = drop_rows(folder, manifest, wanted | already)
-        copies = cache.forget(folder.cached_as) + cache.forget("", kind="search") if rows or wanted else 0
+        copies = cache.forget(folder.cached_as) + sum(cache.forget("", kind=kind) for kind in _DERIVED)
         note = ""
         if folder.local is not None and (folder.local / DAMAGED).is_dir():
             note = f"{folder.local / DAMAGED} holds shards that were put aside and may show them still; delete it"
