@@ -14,8 +14,9 @@ from lvmae.runs import find_run
 _KEPT_HOME = ["checkpoints/*", "best/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
 
 # The hub's library lets errors of its HTTP client through where nothing answers, and which client that is changes: httpx, httpx2.
-_NO_ANSWER: tuple[type[BaseException], ...] = tuple(
-    kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"
+_NO_ANSWER: tuple[type[BaseException], ...] = (
+    OSError,
+    *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
 )
 
 
