@@ -15,10 +15,10 @@ Shapes: S sequences, Q queries, K keys, H heads, C channels a head, R rows of wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,11 +32,23 @@ except ImportError:  # torch < 2.10
     varlen_attn = None  # type: ignore[assignment]
 
 Indices = NDArray[np.int64]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Measured on CPU: rows shorter than this are dominated by the cost of a call, longer ones by masked-out scores.
 _JOINED_WIDTH = 64
 _WIDTH_STEP = 32
+
+
+class Spans(NamedTuple):
+    """Where the sequences lie in a row of M tokens, and which of these look at them."""
+
+    starts: Tensor
+    """(S+1) int32, where the sequences start, and the row's end."""
+    longest: int
+    """No sequence is longer."""
+    wanted: Tensor | None = None
+    """(Q) the tokens that look; None: all."""
+    wanted_starts: Tensor | None = None
+    """(S+1) int32, where the sequences start among them."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, key_starts: Tensor, longest: int) -> Tensor:

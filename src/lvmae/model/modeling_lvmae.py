@@ -30,7 +30,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .attention import attend
+from .attention import Spans, attend
 from .centering import means_by_sequence
 from .configuration_lvmae import LVMAEConfig
 from .objectives import Objective, Rows, build_objective
@@ -91,25 +91,18 @@ class LVMAEAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self,
-        x: Tensor,
-        starts: Tensor,
-        longest: int,
-        wanted: Tensor | None = None,
-        wanted_starts: Tensor | None = None,
-    ) -> Tensor:
-        """x (M,D) -> (M,D), or (Q,D) for the rows `wanted`."""
-        if wanted is None or wanted_starts is None:
-            wanted_starts = starts
+    def forward(self, x: Tensor, spans: Spans) -> Tensor:
+        """x (M,D) -> (M,D), or (Q,D) for the wanted rows."""
+        starts = spans.starts
+        if spans.wanted is None or spans.wanted_starts is None:
             q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x.index_select(0, wanted), weight[: self.width], bias[: self.width])
+            starts, weight, bias = spans.wanted_starts, self.qkv.weight, self.qkv.bias
+            q = F.linear(x.index_select(0, spans.wanted), weight[: self.width], bias[: self.width])
             q = q.view(len(q), self.heads, -1)
             kv = F.linear(x, weight[self.width :], bias[self.width :])
             k, v = kv.view(len(x), 2, self.heads, -1).unbind(1)
-        return cast(Tensor, self.proj(attend(q, k, v, wanted_starts, starts, longest).flatten(1)))
+        return cast(Tensor, self.proj(attend(q, k, v, starts, spans.starts, spans.longest).flatten(1)))
 
 
 class LVMAEMLP(nn.Module):
@@ -134,22 +127,10 @@ class LVMAEBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = LVMAEMLP(width, inner)
 
-    def forward(
-        self,
-        x: Tensor,
-        starts: Tensor,
-        longest: int,
-        wanted: Tensor | None = None,
-        wanted_starts: Tensor | None = None,
-    ) -> Tensor:
-        """x (M,D) -> (M,D), or (Q,D): the same values for the rows `wanted` alone.
-
-        Args:
-            starts: (S+1) where the sequences start in x. longest: no sequence has more rows.
-            wanted: (Q) rows. wanted_starts: (S+1) where the sequences start among them.
-        """
-        residual = x if wanted is None else x.index_select(0, wanted)
-        x = residual + self.attn(self.norm1(x), starts, longest, wanted, wanted_starts)
+    def forward(self, x: Tensor, spans: Spans) -> Tensor:
+        """x (M,D) -> (M,D), or (Q,D): the same values for the wanted rows alone."""
+        residual = x if spans.wanted is None else x.index_select(0, spans.wanted)
+        x = residual + self.attn(self.norm1(x), spans)
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
@@ -176,8 +157,8 @@ class LVMAEDecoder(nn.Module):
         row = row.index_copy(0, plan.visible, self.embed(latent).to(row.dtype))
         x = (row + row_positions(plan.places, plan.longest, row.shape[1])).to(row.dtype)
         for block in self.blocks[:-1]:
-            x = block(x, plan.row_starts, plan.longest)
-        x = self.blocks[-1](x, plan.row_starts, plan.longest, plan.wanted, plan.wanted_starts)
+            x = block(x, Spans(plan.row_starts, plan.longest))
+        x = self.blocks[-1](x, Spans(plan.row_starts, plan.longest, plan.wanted, plan.wanted_starts))
         return cast(Tensor, self.pred(self.norm(x)))
 
 
@@ -292,16 +273,15 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         places = plan.places.index_select(0, plan.visible)
         x = (row + row_positions(places, plan.longest, row.shape[1])).to(self.dtype)
         for block in self.blocks:
-            x = block(x, plan.visible_starts, plan.longest)
+            x = block(x, Spans(plan.visible_starts, plan.longest))
             yield x
 
     def _encode_in_windows(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Encodes overlapping windows of `max_segments`; (N,D) -> (M,D).
 
-        Each window starts at position 0, as in training. Where windows overlap, tokens are cross-faded with weights
-        that fall linearly to a window's ends, where it knows least of the surroundings; [CLS] is the mean over a
-        sequence's windows. Windows are packed like any batch, a bounded number of tokens at a time, so what is needed
-        beyond the output does not grow with the length.
+        Each window starts at position 0, as in training. Where windows overlap, tokens are cross-faded with weights that fall
+        linearly to a window's ends, where it knows least of the surroundings; [CLS] is the mean over a sequence's windows.
+        They are packed, a bounded number of tokens at a time, so memory beyond the output does not grow with the length.
         """
         size, device = self.config.max_segments, tokens.device
         windows = Windows.of(lengths, size)
@@ -380,22 +360,21 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         """
         batch, tokens = None, inputs_embeds
         if plan is None:
-            batch = Batch.of(
-                inputs_embeds,
-                attention_mask,
-                bool_masked_pos,
-                lengths=lengths,
-                num_visible=num_visible,
-                config=self.config,
-            )
-            _check_length(max(batch.lengths, default=0), self.config)
-            plan = batch.plan(self.config, everywhere=output_full_reconstruction or batch.masked is None)
+            sizes: dict[str, Any] = {"lengths": lengths, "num_visible": num_visible, "config": self.config}
+            batch = Batch.of(inputs_embeds, attention_mask, bool_masked_pos, **sizes)
+            plan = batch.plan(self.config, everywhere=output_full_reconstruction or batch.masked is None, windows=False)
             tokens = batch.tokens
         tokens, center = self.lvmae.centered(tokens, plan)
         latent = self.lvmae.encode(tokens, plan)
         predicted = self.decoder(latent, plan)
 
-        rows = self._rows(tokens, plan)
+        rows = Rows(
+            wanted=plan.tokens.index_select(0, plan.wanted),
+            sequence=plan.sequence,
+            visible=plan.seen,
+            sequences=len(plan.row_starts) - 1,
+            encode_whole=lambda encoder: encoder.encode_blocks(tokens, plan),
+        )
         loss = targets = None
         if batch is None or batch.masked is not None:
             with torch.no_grad():
@@ -418,16 +397,6 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def _rows(self, tokens: Tensor, plan: Plan) -> Rows:
-        """Where the rows to predict lie, for the objective."""
-        return Rows(
-            wanted=plan.tokens.index_select(0, plan.wanted),
-            sequence=plan.sequence,
-            visible=plan.seen,
-            sequences=len(plan.row_starts) - 1,
-            encode_whole=lambda encoder: encoder.encode_blocks(tokens, plan),
-        )
-
     @classmethod
     def from_official_checkpoint(cls, path: str | os.PathLike[str]) -> LVMAEForPreTraining:
         """The model in a checkpoint of the authors' code; heads and loss are taken from the arguments stored in it.
@@ -446,11 +415,3 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
     def to_official_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Writes the model in the layout of the authors' code."""
         write_official_checkpoint(self.config, self.state_dict(), path)
-
-
-def _check_length(longest: int, config: LVMAEConfig) -> None:
-    if longest > config.max_segments and config.long_sequences == "windows":
-        raise ValueError(
-            f"a sequence has {longest} segments and max_segments is {config.max_segments}; cut it into "
-            f"windows, or set long_sequences to extrapolate or interpolate"
-        )

@@ -84,8 +84,16 @@ class Batch:
         _check_mask(masked, lengths, num_visible)
         return cls(tokens, list(lengths), masked, shape, slots)
 
-    def plan(self, config: LVMAEConfig, *, everywhere: bool = False) -> Plan:
-        """Where everything lies, on the device of the tokens."""
+    def plan(self, config: LVMAEConfig, *, everywhere: bool = False, windows: bool = True) -> Plan:
+        """Where everything lies, on the device of the tokens.
+
+        Raises ValueError where a sequence would have to be cut into windows, and `windows` says that it cannot be.
+        """
+        if not windows and config.long_sequences == "windows" and max(self.lengths, default=0) > config.max_segments:
+            raise ValueError(
+                f"a sequence has {max(self.lengths)} segments and max_segments is {config.max_segments}; cut it into "
+                f"windows, or set long_sequences to extrapolate or interpolate"
+            )
         # Powers of two, so that growing lengths are few numbers.
         longest = max(config.max_segments, 1 << (max(self.lengths, default=1) - 1).bit_length())
         squeeze_to = config.max_segments if config.long_sequences == "interpolate" else None
