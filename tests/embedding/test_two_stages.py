@@ -64,20 +64,15 @@ def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return contents(out)
 
 
-@pytest.mark.parametrize(("devices", "workers", "batch_size"), [("cpu", 1, 16), ("cpu,cpu", 3, 4)])
-def test_the_store_is_the_one_that_one_process_makes(
-    folder: Path, plain: dict[str, Any], tmp_path: Path, devices: str, workers: int, batch_size: int
+def test_the_store_is_the_one_that_one_process_makes_with_weights_loaded_once_a_device(
+    folder: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    summary = embed(folder, tmp_path / "store", devices=devices, workers=workers, batch_size=batch_size)
+    log = tmp_path / "log"
+    options = {"encoder": f"{__name__}:Counting", "encoder_options": {"log": str(log)}}
+    summary = embed(folder, tmp_path / "store", **options, devices=["cpu", "cpu"], workers=3, batch_size=4)
     assert (summary.embedded, summary.failed, summary.segments) == (4, 1, 14)
     assert contents(tmp_path / "store") == plain
     assert "not a video" in summary.failures[0].reason
-
-
-def test_weights_are_loaded_once_a_device_whatever_the_number_of_decoders(folder: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    options = {"encoder": f"{__name__}:Counting", "encoder_options": {"log": str(log)}}
-    embed(folder, tmp_path / "store", **options, devices=["cpu", "cpu"], workers=3)
     loads = Counter(log.read_text().split())
     assert loads.pop(str(os.getpid())) == 1  # to describe the store
     assert set(loads.values()) == {1}
@@ -94,9 +89,6 @@ def test_parts_of_a_long_film_and_its_broken_off_end(
     flags = {"movflags": "faststart"}
     times = [40 * k for k in range(250)]
     write_film(long, times, options={"g": "25"}, pictures=lambda k: noise[k % 25] + k // 25, container_options=flags)
-    embed(long, tmp_path / "shared", **TWO)
-    embed(long, tmp_path / "whole")
-    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
     data = long.read_bytes()
     (tmp_path / "videos/broken.mp4").write_bytes(data[: len(data) // 2])
     two, one = (
