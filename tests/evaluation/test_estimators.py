@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lvmae.errors import InputError
-from lvmae.evaluation import ProbeSettings, Task, fit_probe, probe
+from lvmae.evaluation import ProbeSettings, ProbeTable, Task, fit_probe, probe
 from lvmae.evaluation import fits as fits_module
 from lvmae.evaluation.estimators import STRENGTHS, fit_estimator, standardised
 from lvmae.store import REPRESENTATIONS, EmbeddingStore, Manifest, StoreWriter, VideoRecord
@@ -276,3 +276,13 @@ def test_val_chooses_the_layer_and_the_table_says_which(latent: np.ndarray, tmp_
     assert table.row("LV-MAE", "linear layers").mean > table.row("LV-MAE", "linear").mean + 25
     assert "Layer of LV-MAE that val chose, by seed: 2, 2." in table.to_text()
     assert "layers" not in fit_probe(store, task).readout
+
+
+def test_without_resamples_there_is_no_interval(stores: tuple[Path, Path], latent: np.ndarray) -> None:
+    settings = replace(QUICK, bootstrap=0)
+    table = probe(
+        stores[0], _task(latent, "classification"), raw=stores[1], probes=["linear"], seeds=1, settings=settings
+    )
+    assert table.to_dict()["rows"][0]["interval"] == [None, None]
+    assert ProbeTable.from_json(table.to_json()).to_text() == table.to_text()
+    assert "nan" not in table.to_text()

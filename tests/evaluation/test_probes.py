@@ -137,7 +137,7 @@ def test_a_linear_probe_is_adam_by_hand() -> None:
     settings = replace(SHORT, linear_epochs=1, linear_lr=0.1, batch_size=16)
     fitted = fit("linear", features, task, 3, settings)
     # One step of Adam moves every parameter by the rate, against the sign of its gradient (up to epsilon).
-    start = fit("linear", features, task, 3, replace(settings, linear_lr=0.0)).outputs
+    start = fit("linear", features, task, 3, replace(settings, linear_lr=1e-15)).outputs
     x, y = features.mean.numpy(), targets
     assert (fitted.epoch, fitted.steps, fitted.paper_steps) == (1, 1, 1)
     generator = torch.Generator().manual_seed(int(np.random.default_rng([3, 2]).integers(2**62)))
@@ -154,7 +154,7 @@ def test_a_regression_is_zero_mean_on_train_and_answers_in_its_own_units() -> No
     features = _features([1] * 10, 3)
     values = 1000.0 + np.arange(10)
     task = _task(values, "regression")
-    untrained = fit("linear", features, task, 0, replace(SHORT, linear_lr=0.0)).outputs
+    untrained = fit("linear", features, task, 0, replace(SHORT, linear_lr=1e-15)).outputs
     assert abs(untrained.mean() - values[:6].mean()) < 5
     shifted = fit("linear", features, _task(values - 1000, "regression"), 0, SHORT).outputs
     np.testing.assert_allclose(fit("linear", features, task, 0, SHORT).outputs - 1000, shifted, atol=1e-4)

@@ -12,13 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lvmae.cli import main
 from lvmae.errors import InputError
+from lvmae.evaluation import ProbeRow, ProbeTable
 from lvmae.interpretation import CaptionIndex, complementary_masks, interpret
 from lvmae.interpretation.retrieval import INTERPOLATION, MEAN, ORIGINAL, RECONSTRUCTION
 from lvmae.interpretation.texts import first_alike
 from lvmae.library.captions import Caption
 from lvmae.model import LVMAEConfig, LVMAEForPreTraining
 from lvmae.report import VideoData
+from lvmae.runs import run_fingerprint
 from lvmae.sequences import interpolate_visible, mask_segments, mean_of_visible
 from lvmae.store import EmbeddingStore, Manifest, StoreWriter, VideoRecord, l2_normalize
 
@@ -334,3 +337,24 @@ def test_videos_are_the_reports_plain_data(run: Path, store: EmbeddingStore, cap
     assert all(isinstance(video, VideoData) and len(video.from_original[0]) == 3 for video in result.videos)
     block = out.read_text(encoding="utf-8").split('id="video-2">')[1].split("</script>")[0]
     assert json.loads(block)["reconstruction"] == [round(value, 3) for value in result.videos[2].reconstruction]
+
+
+def test_a_table_of_probes_of_another_run_or_space_is_not_shown(
+    run: Path, store: EmbeddingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = ProbeRow("LV-MAE", "linear", 50.0, 0.0, (50.0,), (40.0, 60.0), (), 0, 0)
+    counts = {"train": 3, "val": 1, "test": 1}
+    own = {"store": "reps", "space_id": f"{store.space_id}+lvmae-x", "fingerprint": "", "run": run_fingerprint(run)}
+    for source, says in (
+        ({**own, "run": "another"}, "which another run than"),
+        ({**own, "run": "", "space_id": "other/1"}, "of the space other/1"),
+        (own, ""),
+        ({}, ""),  # a table from before there was a source
+    ):
+        table = ProbeTable(
+            "t", "classification", "accuracy", ("a",), counts, "fixed", 1, {}, (row,), (), {}, source=source
+        )
+        (tmp_path / "t.json").write_text(table.to_json())
+        asked = ["interpret", str(run), store.path, "--out", str(tmp_path / "r.html"), "--probe-table"]
+        assert main([*asked, str(tmp_path / "t.json")]) == (2 if says else 0)
+        assert says in capsys.readouterr().err

@@ -142,5 +142,7 @@ def bootstrap(
     if minus is not None:
         other, others = means(minus)
         value, resampled = value - other, resampled - others
+    if not np.isfinite(resampled).any():  # no resamples were asked for, or nothing can be scored
+        return Uncertain(value, float("nan"), float("nan"), float("nan"))
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return Uncertain(value, float(np.nanstd(resampled)), float(low), float(high))

@@ -121,7 +121,8 @@ def probe(
     for one, fits in fitted.items():
         figure = bootstrap(task.scored_by, answered[one], task.targets, asked.settings.bootstrap)
         values = [task.scored_by.score(run_.outputs, task.targets[run_.rows]) for run_ in answered[one]]
-        rival = next((other for other in planned if other.is_raw_of(one)), None)
+        rivals = [other for other in planned if other.is_raw_of(one)] if asked.settings.bootstrap else []
+        rival = next(iter(rivals), None)
         beyond = rival and bootstrap(
             task.scored_by, answered[one], task.targets, asked.settings.bootstrap, minus=answered[rival]
         )

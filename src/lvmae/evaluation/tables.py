@@ -223,7 +223,7 @@ class ProbeTable(Rendered):
                 r.features,
                 r.probe,
                 self._figure(r.mean),
-                f"± {self._figure(r.stderr)}",
+                self._error(r.stderr),
                 *[self._figure(r.std)] * (self.seeds > 1),
                 " to ".join(map(self._figure, r.interval)),
                 *[self._difference(r)] * compared,
@@ -238,7 +238,7 @@ class ProbeTable(Rendered):
                     f"chance: {name}",
                     "",
                     self._figure(value),
-                    "" if error is None else f"± {self._figure(error)}",
+                    self._error(error),
                     *empty,
                 ]
             )
@@ -360,8 +360,14 @@ class ProbeTable(Rendered):
         size = max([abs(row.mean) for row in self.rows] + [abs(value) for value in self.chance.values()])
         return 3 if size == 0 else min(12, max(3, 3 - math.floor(math.log10(size))))
 
-    def _figure(self, value: float) -> str:
-        return f"{value:.{self._digits}f}"
+    def _error(self, value: float | None) -> str:
+        shown = self._figure(value)
+        return f"± {shown}" if shown else ""
+
+    def _figure(self, value: float | None) -> str:
+        return (
+            "" if value is None or math.isnan(value) else f"{value:.{self._digits}f}"
+        )  # null in JSON, where not asked for
 
 
 def plain(value: Any) -> Any:
