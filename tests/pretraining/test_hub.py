@@ -132,7 +132,7 @@ def test_refusals_are_one_sentence(hub: Hub, run: Path, tmp_path: Path) -> None:
     hub.refuses = 400
     with pytest.raises(WorkError, match="status 400"):
         push_run(run, REPO, token="hf_secret", endpoint=hub.url)
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(InputError, match=r"is not a run|no finished run"):
         push_run(tmp_path, REPO, token="hf_secret", endpoint=hub.url)
     with pytest.raises(InputError, match="not the name"):
         push_run(run, "a/b/c", token="hf_secret", endpoint=hub.url)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .centering import CENTERS
+from .claims import check_choices
 from .objectives import check_objective
 
 LONG_SEQUENCES = ("windows", "extrapolate", "interpolate")
@@ -81,6 +82,7 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     encoder: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_choices(kwargs)
         # The base class keeps any key it does not know, so a misspelt one would be a silent default.
         for key in kwargs:
             if close := difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.8):

@@ -32,6 +32,7 @@ from transformers.utils.generic import ModelOutput
 
 from .attention import Spans, attend
 from .centering import means_by_sequence
+from .claims import check_claims
 from .configuration_lvmae import LVMAEConfig
 from .objectives import Objective, Rows, build_objective
 from .official import read_official_checkpoint, write_official_checkpoint
@@ -171,6 +172,15 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     main_input_name = "inputs_embeds"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LVMAEBlock"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """As of any model of transformers; what config.json claims is held against the weights first.
+
+        Raises ValueError where they do not agree, or where config.json chooses code to run.
+        """
+        check_claims(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """None: embeddings come in from outside. FSDP asks, and the inherited answer is an error."""
