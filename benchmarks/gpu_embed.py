@@ -33,6 +33,17 @@ import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+NEEDED = (
+    "filelock",
+    "fsspec",
+    "huggingface_hub",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "tqdm",
+    "transformers",
+    "wrapt",
+)
 DECODERS = (1, 2, 4, 8, 16)
 SEGMENT_SECONDS, FILM_SECONDS, HEIGHT, RATE = 5.0, 60, 360, 25
 
@@ -364,6 +375,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
         print("gpu_embed: there is no CUDA device here; bring this checkout to a machine with a GPU.", file=sys.stderr)
+        return 1
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        print(f"gpu_embed: bring {' '.join(lacking)} (pip download {' '.join(lacking)})", file=sys.stderr)
         return 1
     decodes = find_spec("av") is not None and not arguments.made_frames
     if not decodes:

@@ -44,9 +44,14 @@ def test_every_part_is_measured_and_a_skipped_one_is_a_failure(
     assert 0 <= row["idle_share"] <= 1
 
 
-def test_without_a_gpu_it_says_what_to_do(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_or_a_package_it_says_what_to_bring(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert benchmark.main([]) == 1
     assert "there is no CUDA device here" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, "NEEDED", ("transformers", "no_such_package"))
+    assert benchmark.main(["--device", "cpu", "--small"]) == 1
+    assert "bring no_such_package (pip download no_such_package)" in capsys.readouterr().err
 
 
 def test_without_pyav_decoders_make_frames(tmp_path: Path) -> None:
