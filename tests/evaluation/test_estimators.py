@@ -176,6 +176,8 @@ def test_classes_that_weigh_alike(stores: tuple[Path, Path], latent: np.ndarray)
     )
     assert weighed[1][1] >= plain[1][1]
     assert weighed[0][1] + weighed[1][1] > plain[0][1] + plain[1][1]  # it says "rarely" more often
+    with pytest.raises(InputError, match="kind and group are for a label file"):
+        probe(stores[0], task, group="film")
     with pytest.raises(InputError, match="a regression has no classes to weight"):
         probe(stores[0], _task(latent, "regression"), class_weight="balanced")
 

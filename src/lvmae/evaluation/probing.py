@@ -84,6 +84,8 @@ def probe(
         InputError: for labels or stores that do not fit.
     """
     store = EmbeddingStore.open(features)
+    if isinstance(labels, Task) and (kind is not None or group is not None):
+        raise InputError("kind and group are for a label file; a task has its own")
     if not isinstance(labels, Task):
         labels = load_labels(labels, kind=kind, known=store.ids, group=group)
     if label_fraction is not None:

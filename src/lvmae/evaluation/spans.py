@@ -12,6 +12,7 @@ Shapes: V videos, N segments of them all, C classes; class 0 of the segments is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from lvmae.library.spans import Span, mean_average_precision, spans_of
 from lvmae.process import own_state
 from lvmae.progress import progress
 from lvmae.store import REPRESENTATIONS, EmbeddingStore, VideoRecord, l2_normalize
+
+log = logging.getLogger(__name__)
 
 NONE = ""
 OVERLAPS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -499,10 +502,14 @@ def predict_spans(probe: str | Path | SavedProbe, store: str | Path | EmbeddingS
     saved.check(store)
     if saved.of != SEGMENTS:
         raise InputError("this probe was fitted to whole videos; it says classes of videos, not spans")
-    found = []
+    found, failed = [], []
     for place in range(len(store)):
         record = store[place]
-        scores = saved.outputs(_tokens(store, record))
+        tokens = _tokens(store, record)
+        if not np.isfinite(tokens).all():
+            failed.append(record.id)
+            continue
+        scores = saved.outputs(tokens)
         best = scores.argmax(axis=1)
         for number, name in enumerate(saved.classes):
             if name == NONE:
@@ -510,4 +517,8 @@ def predict_spans(probe: str | Path | SavedProbe, store: str | Path | EmbeddingS
             for first, last in _runs(best == number):
                 score = float(scores[first:last, number].mean())
                 found.append(Span(record.id, float(record.starts[first]), float(record.ends[last - 1]), name, score))
+    if failed:
+        log.warning(
+            "%d videos have values that are not finite and are left out: %s", len(failed), ", ".join(failed[:5])
+        )
     return sorted(found, key=lambda span: (span.video, span.start))
