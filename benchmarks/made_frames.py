@@ -41,6 +41,9 @@ class _Kind(type):
     def __getattr__(cls, name: str) -> Any:
         return anything(name)
 
+    def __int__(cls) -> int:  # some are members of enumerations
+        return 0
+
 
 class _Anything(Exception, metaclass=_Kind):
     def __init__(self, *_: Any) -> None: ...
