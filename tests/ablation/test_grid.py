@@ -62,7 +62,7 @@ def test_recipes_are_an_axis_and_one_store_is_none(films: Films) -> None:
         ({"layers": ["two"]}, "layers needs a whole number"),
         ({"mask_ratio": ["0.3", "0.30"]}, "comes twice"),
         ({"mask": []}, "at least one value"),
-        ({"store": ["a"]}, "--store NAME=PATH"),
+        ({"store": ["a"]}, "NAME=PATH each, or under [stores]"),
         ({"recipe": ["huge"]}, "no recipe 'huge'"),
         ({"heads": ["5"]}, "does not divide the width"),
         ({"mask": ["random"], "temperature": ["1"]}, "only mask=semantic takes a temperature"),
