@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,11 +20,24 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes a safetensors file whose metadata hold the hash of its tensors. Raises OSError and SafetensorError."""
     named = dict(tensors)
     save_file(named, path, metadata={"format": "pt", _DIGEST: _digest(named)})
+    _order_metadata(path)
     # safetensors makes files that only their owner can read.
     plain = path.with_name(f"{TEMPORARY}{path.name}.mode")
     plain.touch()
     path.chmod(plain.stat().st_mode)
     plain.unlink()
+
+
+def _order_metadata(path: Path) -> None:
+    """Puts the metadata in order, in place: safetensors writes them in a random one, and equal tensors are to be equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= size:
+            file.seek(8)
+            file.write(ordered.ljust(size))
 
 
 def check_tensors(path: Path) -> bool:
