@@ -437,6 +437,7 @@ RECIPES: dict[str, Recipe] = {
             name="base",
             layers=12,
             heads=None,
+            embedding_scale=None,  # measured: docs/learning.md
             decoder_width=384,
             decoder_layers=4,
             decoder_heads=6,
