@@ -114,7 +114,7 @@ def main() -> None:
     settings = ProbeSettings.paper(device="cpu")
     names = np.repeat(list(SPLITS), list(SPLITS.values()))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("LVMAE_CACHE", str(Path(folder) / "cache"))
+        os.environ["LVMAE_CACHE"] = str(Path(folder) / "cache")  # of its own: what is fitted once is kept there
         store = write_store(Path(folder) / "reps", arguments.dim)
         targets = np.arange(len(names)) % CLASSES
         task = Task("lvu/genre", "classification", tuple(store.ids), targets, tuple("abcd"), names, benchmark=True)
