@@ -140,7 +140,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         ["inspect", tmp_path / "nowhere"],
         ["pretrain", tmp_path / "nowhere", "--out", tmp_path / "r"],
         ["represent", tmp_path / "nowhere", tmp_path / "nowhere", "--out", tmp_path / "r"],
-        ["probe", tmp_path / "nowhere", "--labels", tmp_path / "labels.csv"],
+        ["probe", tmp_path / "nowhere", "--labels", tmp_path / "nowhere" / "labels.csv"],
         ["interpret", tmp_path / "nowhere", tmp_path / "nowhere", "--out", tmp_path / "r.html"],
     ):
         assert "nowhere" in refused(2, *command)
