@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from lvmae.ablation import Grid, axes_of, read_plan
 from lvmae.ablation.cost import cost
 from lvmae.errors import InputError
+from lvmae.recipes import named
 
 Films = dict[str, Path]
 
@@ -46,6 +48,22 @@ def test_a_folder_is_found_by_what_is_trained(films: Films, tmp_path: Path) -> N
     assert folder({"layers": [1], "seed": [0]}) != first
     first.mkdir()
     assert folder({"layers": [1], "seed": [0]}) == first
+
+
+def test_a_cell_from_before_epochs_were_dealt_is_continued(films: Films, tmp_path: Path) -> None:
+    def folder(**settings: Any) -> Path:
+        [cell] = Grid.of({"one": films["5s"]}, {"layers": [1]}, recipe="tiny", settings=settings).cells
+        return cell.folder(tmp_path)
+
+    old, new = folder(order="shuffled"), folder()
+    assert old != new
+    (old / "run").mkdir(parents=True)
+    recipe = {**named("tiny").to_dict(), "order": "shuffled"}
+    (old / "run" / "recipe.json").write_text(json.dumps({"recipe": recipe}))
+    assert folder() == new  # someone's own choice, not an older version's
+    del recipe["order"]
+    (old / "run" / "recipe.json").write_text(json.dumps({"recipe": recipe}))
+    assert folder() == old
 
 
 def test_recipes_are_an_axis_and_one_store_is_none(films: Films) -> None:

@@ -16,12 +16,13 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lvmae import recipes
 from lvmae.errors import InputError
+from lvmae.pretraining.run_folder import RunFolder
 from lvmae.recipes import Recipe
 from lvmae.store import EMBEDDINGS, EmbeddingStore
 
@@ -62,18 +63,26 @@ class Cell:
     @property
     def digest(self) -> str:
         """Of the training: another store, recipe or setting gives another; settings that only say how fast it runs do not."""
-        return self._digest(self.store.fingerprint)
+        return self._digest(self.store.fingerprint, self.recipe)
 
-    def _digest(self, fingerprint: str) -> str:
-        named = [fingerprint, self.recipe.computing()]
+    @staticmethod
+    def _digest(fingerprint: str, recipe: Recipe) -> str:
+        named = [fingerprint, recipe.computing()]
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
 
     def folder(self, cells: Path) -> Path:
         """Its folder: the one that holds this training, whatever another grid called it, or else one with a readable name."""
         said = "_".join(f"{key}-{text_of(value)}" for key, value in self.at.items()) or "only"
         new = cells / f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{self.digest}"
-        digests = self.digest, self._digest(self.store.old_fingerprint)  # what an older version began is continued
-        return next((path for digest in digests for path in sorted(cells.glob(f"*_{digest}"))), new)
+        # What an older version began is continued, in its own order of batches where it had no setting for that.
+        before = [] if "order" in self.at else [replace(self.recipe, order="shuffled")]
+        prints = self.store.fingerprint, self.store.old_fingerprint
+        for recipe in [self.recipe, *before]:
+            for digest in (self._digest(fingerprint, recipe) for fingerprint in prints):
+                for path in sorted(cells.glob(f"*_{digest}")):
+                    if recipe is self.recipe or "order" not in RunFolder(path / "run").recipe:
+                        return path
+        return new
 
     def __str__(self) -> str:
         return _said(self.at) or self.recipe.name
