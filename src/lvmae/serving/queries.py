@@ -47,7 +47,8 @@ def query_of(values: Mapping[str, str], tags: str) -> Query:
     group = values.get("group", "moment")
     if group not in ("moment", "video"):
         raise InputError(f"group is moment or video, not {group[:40]!r}")
-    top = _number(values, "top") or 24
+    number = _number(values, "top")
+    top = 24 if number is None else number
     if not 1 <= top <= MOST_TOP or top != int(top):
         raise InputError(f"top is a whole number from 1 to {MOST_TOP}")
     label = values.get("label", "")
