@@ -40,12 +40,6 @@ WORDS = [
     "dance",
     "rain",
     "boat",
-    "night",
-    "crowd",
-    "horse",
-    "tower",
-    "road",
-    "lamp",
 ]
 
 

@@ -387,7 +387,7 @@ def test_the_keyboard_alone_does_it(visit: Visit) -> None:
     page = visit.page
     visit.search("fire")
     page.focus("#query")
-    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # to the first moment
     page.keyboard.press("Enter")
     page.wait_for_selector("#strip .cell")
     page.locator("#strip:focus").wait_for()
@@ -433,4 +433,41 @@ def test_a_phone_does_not_scroll_sideways(browser: Any, server: Server, scheme: 
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
     background = opened.page.eval_on_selector("body", "node => getComputedStyle(node).backgroundColor")
     assert background == ("rgb(251, 250, 247)" if scheme == "light" else "rgb(20, 20, 18)")
+    opened.close()
+
+
+def test_the_library_the_map_and_tags(browser: Any, server: Server) -> None:
+    opened = Visit(browser, server.address)
+    page = opened.page
+    page.click("#tab-library")
+    page.locator("#videos .video").nth(2).wait_for()
+    page.fill("#name-like", "fire")
+    page.locator("#videos-said", has_text="1 of 1 videos").wait_for()
+    page.locator("#videos .video").click()
+    page.locator("#title", has_text="b/fire, 0:00").wait_for()
+    page.fill("#tag", "<b>warm</b>")
+    page.keyboard.press("Enter")
+    page.locator("#tags li", has_text="<b>warm</b>").wait_for()  # as text
+    assert page.locator("#overview .o-chapter").count() >= 1
+    page.click("#play")
+    page.locator("#player:not([hidden])").wait_for()
+    assert page.get_attribute("#player", "src") == "/video/2"
+    page.keyboard.press("Escape")
+    page.click("#tab-map")
+    page.locator("#map-said", has_text="66 segments").wait_for()
+    page.select_option("#colour", "tag")
+    page.locator("#map-said", has_text="by tag: <b>warm</b>").wait_for()
+    page.focus("#map")
+    for key in ("+", "ArrowLeft", "0", "Enter"):
+        page.keyboard.press(key)
+    assert (
+        "&view=map" in page.url or page.url.endswith("view=map") or opened.page.locator("#moment:not([hidden])").count()
+    )
+    page.context.close()
+    assert [line for line in opened.said if "404 (Not Found)" not in line and "ERR_" not in line] == []
+
+
+def test_a_picture_that_is_missing_says_why(browser: Any, server: Server) -> None:
+    opened = Visit(browser, server.address)
+    opened.page.locator(".frame.none small", has_text="on another server").first.wait_for()
     opened.close()

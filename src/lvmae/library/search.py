@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _REACH = 8  # segments to each side that are looked at first
 _LOOKED_AT = 512  # segments that are ranked at first
+_EXACTLY = 256  # of these, those whose cosines are taken one by one
 _HELD_VALUES = 1 << 27  # of the unit vectors that are held in memory: half a gigabyte
 _SCATTER = 1e-2  # of the length of features, below which videos are all the same
 _SAMPLE = 4096  # segments that the library's mean is taken over
@@ -189,12 +190,11 @@ class Library:
         assert self.held is not None
         near = np.arange(len(row))
         if wanted + _LOOKED_AT < len(row):
-            near = np.sort(np.argpartition(-row, wanted + _LOOKED_AT)[: wanted + _LOOKED_AT])
+            near = np.sort(np.argpartition(row, -(wanted + _LOOKED_AT))[-(wanted + _LOOKED_AT) :])
         scores = np.clip(row[near], -1.0, 1.0)
         order = np.argsort(-scores, kind="stable")[:wanted]
         # Products in a block round by their place in it: those at the top are taken one by one.
-        exact = cosines_of(self.held[near[order[:_LOOKED_AT]]], query)
-        scores[order[:_LOOKED_AT]] = exact
+        scores[order[:_EXACTLY]] = cosines_of(self.held[near[order[:_EXACTLY]]], query)
         order = order[np.lexsort((near[order], -scores[order]))]
         return near[order], scores[order]
 

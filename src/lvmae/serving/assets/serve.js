@@ -271,6 +271,9 @@
       event.preventDefault();
       byId("query").focus();
       byId("query").select();
+    } else if (event.key === "Enter" && document.activeElement === byId("query")) {
+      event.preventDefault();
+      byId("hits").querySelector(".tile")?.focus(); // past the filters, to what was found
     } else if (event.key === "Escape" && opened && !typing) {
       close();
     } else if (event.key in moves && opened && event.target === byId("strip")) {
