@@ -130,3 +130,19 @@ def test_a_recipe_that_names_code_needs_trust(stranger: str, store: Path, tmp_pa
         again = pretrain(store, tmp_path / "second", recipe=first / "recipe.json")
     assert (again / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
     pretrain(store, tmp_path / "third", recipe=first / "recipe.json", settings={"loss": "mse"})
+
+
+def test_the_command_line_can_allow_it(
+    stranger: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lvmae.cli import main
+
+    run = pretrain(store, tmp_path / "run", recipe=small(loss=stranger, num_workers=0, epochs=1))
+    asked = ["interpret", str(run), str(store), "--out", str(tmp_path / "page.html")]
+    assert main(asked) == 2
+    assert "or give --trust-code" in capsys.readouterr().err
+    assert main([*asked, "--trust-code"]) == 0
+    assert (tmp_path / "page.html").is_file()
+    again = ["pretrain", str(store), "--out", str(tmp_path / "again"), "--recipe", str(run / "recipe.json")]
+    assert main(again) == 2
+    assert main([*again, "--trust-code"]) == 0

@@ -73,6 +73,7 @@ def add_interpret(commands: Any) -> None:
         comes_out="retrieval figures beside the floors, and one HTML page that needs no network",
         example="lvmae interpret run store --captions captions.csv --out report.html",
     )
+    takes_trust(command)
     command.add_argument("run")
     command.add_argument("store")
     command.add_argument("--captions", help="columns video, start, end, text; without it, the encoder's own vocabulary")
