@@ -94,3 +94,20 @@ def test_a_demonstration_of_too_few_videos(tmp_path: Path, capsys: pytest.Captur
     assert main(["demo", "--videos", "3", "--out", str(tmp_path / "d")]) == 2
     assert "needs 48 videos or more, not 3" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
+
+
+def test_a_store_of_another_segment_rule_is_refused(run: Path, store: Path, tmp_path: Path) -> None:
+    from lvmae.representations import represent
+    from lvmae.store import EmbeddingStore
+
+    other = Manifest("space", 8, {"kind": "fixed", "seconds": 2.0}, {"name": "imported"})
+    with StoreWriter(tmp_path / "other", other) as writer:
+        writer.add(EmbeddingStore.open(store)[0])
+    for call in (
+        lambda: represent(run, tmp_path / "other", tmp_path / "reps"),
+        lambda: interpret(run, tmp_path / "other"),
+    ):
+        with pytest.raises(
+            InputError, match=r"another rule \(kind fixed, seconds 5.0\) .* \(kind fixed, seconds 2.0\)"
+        ):
+            call()

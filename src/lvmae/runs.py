@@ -143,6 +143,12 @@ def check_space(run: str | Path, config: Any, store: EmbeddingStore) -> None:
             f"{run} was trained on the space {config.space_id} and {store.path} is of {store.space_id}; "
             "embed the videos with the encoder of the run, or train a run on this store"
         )
+    rule = getattr(config, "segments", None)
+    if rule and store.manifest.segments and rule != store.manifest.segments:
+        raise InputError(
+            f"{run} was trained on segments of another rule ({_rule(rule)}) than those of {store.path} "
+            f"({_rule(store.manifest.segments)}): embed the videos by the run's rule, or train a run on this store"
+        )
     if config.hidden_size != store.dim:  # of an imported checkpoint only the width is known
         raise InputError(
             f"{run} takes embeddings {config.hidden_size} wide and those of {store.path} are {store.dim} wide"
@@ -208,6 +214,10 @@ def export_checkpoint(run: str | os.PathLike[str], out: str | os.PathLike[str]) 
     except OSError as error:
         raise WorkError(f"{os.fspath(out)} could not be written: {error.strerror or error}") from None
     return Path(out)
+
+
+def _rule(segments: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in segments.items())
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def check_claims(folder: str | Path) -> None:
         token = next((shape for name, shape in mine.items() if name.endswith(("cls_token", "mask_token"))), None)
         hidden = next((shape for name, shape in mine.items() if name.endswith("mlp.fc1.weight")), None)
         for key, held in (
-            (f"{mark}num_hidden_layers", max(blocks, default=-1) + 1),
+            (f"{mark}num_hidden_layers", max(blocks) + 1 if blocks else None),
             (f"{mark}hidden_size", token[-1] if token else None),
             (f"{mark}intermediate_size", hidden[0] if hidden else None),
         ):
