@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from films import Filmer
+from jobs import MEAN
 from lvmae.errors import InputError
 from lvmae.video.segmentation import segment_rule
 
@@ -145,12 +146,10 @@ def test_a_store_of_shots(film: Filmer, tmp_path: Path) -> None:
     from lvmae import EmbeddingStore, embed_videos
 
     film("a.mp4", EVEN, pictures=filmed([60, 200, 470]), options={"preset": "veryfast"})
-    summary = embed_videos(
-        tmp_path / "a.mp4", tmp_path / "store", segment_kind="shots", workers=1, encoder="test_engine:Mean"
-    )
+    summary = embed_videos(tmp_path / "a.mp4", tmp_path / "store", segment_kind="shots", workers=1, encoder=MEAN)
     store = EmbeddingStore.open(tmp_path / "store")
     np.testing.assert_allclose(store[0].starts, [0, 2.4, 8, 13.4, 18.8, 24.4], atol=1e-3)
     assert summary.segments == 6
     assert store.manifest.segments == RULE.description
     with pytest.raises(InputError):
-        embed_videos(tmp_path / "a.mp4", tmp_path / "store", workers=1, encoder="test_engine:Mean")
+        embed_videos(tmp_path / "a.mp4", tmp_path / "store", workers=1, encoder=MEAN)

@@ -221,8 +221,8 @@
     if (dense) parts.push(draw("path", { class: "o-rebuilt faint", d: steps(reconstruction, top.at) }));
     parts.push(draw("path", { class: "o-floor", d: steps(dense ? smooth(floor, half) : floor, top.at) }));
     parts.push(draw("path", { class: "o-rebuilt", d: steps(dense ? smooth(reconstruction, half) : reconstruction, top.at) }));
-    const ticks = starts.map((start, i) => (masked[i] === "1" ? `M${across(start)} ${TICKS.from}H${across(ends[i])}V${TICKS.to}H${across(start)}Z` : ""));
-    parts.push(draw("path", { class: "o-masked", d: ticks.join("") }));
+    const boxes = starts.map((start, i) => (masked[i] === "1" ? `M${across(start)} ${TICKS.from}H${across(ends[i])}V${TICKS.to}H${across(start)}Z` : ""));
+    parts.push(draw("path", { class: "o-masked", d: boxes.join("") }));
     const middles = novelty.map((value, i) => (value === null ? null : `${across((starts[i] + ends[i]) / 2).toFixed(1)} ${low.at(value).toFixed(1)}`)).filter((point) => point !== null);
     if (middles.length > 1) {
       const last = middles[middles.length - 1].split(" ")[0];
