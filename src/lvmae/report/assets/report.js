@@ -1,6 +1,6 @@
 // The report's own script, after page.js. It reads the JSON blocks of the page, and asks nothing of any network.
 (() => {
-  const { byId, make, draw, clock, number, moves, ticks } = lvmae;
+  const { byId, make, draw, clock, number, moves } = lvmae;
   const json = (id) => JSON.parse(byId(id).textContent);
   const store = json("store");
   const opened = new Map(); // video -> {segments, pictures}, parsed when first needed
@@ -232,7 +232,7 @@
     for (const i of surprising) {
       parts.push(draw("circle", { class: "o-surprise", r: 3.5, cx: across((starts[i] + ends[i]) / 2), cy: top.at(reconstruction[i]) }));
     }
-    for (const time of ticks(begin(), span(), width)) parts.push(draw("text", { x: across(time), y: HEIGHT - 3 }, clock(time)));
+    for (const time of lvmae.ticks(begin(), span(), width)) parts.push(draw("text", { x: across(time), y: HEIGHT - 3 }, clock(time)));
     parts.push(draw("rect", { class: "o-cursor", id: "cursor", y: TOP.from - 4, height: LOW.to - TOP.from + 4 }));
     svg.setAttribute("viewBox", `0 0 ${Math.max(width, 1)} ${HEIGHT}`);
     svg.replaceChildren(...parts);
