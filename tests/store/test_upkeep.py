@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lvmae.cli import main
@@ -149,18 +150,26 @@ def test_damaged_entries_of_the_index_are_written_again(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in (path / "index").iterdir()} == before
 
 
-def test_migrating_adds_hashes_and_nothing_else(tmp_path: Path) -> None:
+def test_migrating_adds_hashes_and_columns_and_changes_no_value(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    write_store(path, random_videos(3), shard_bytes=1, failed={"bad": "it is damaged"})
+    videos = random_videos(3)
+    write_store(path, videos, shard_bytes=1, failed={"bad": "it is damaged"})
+    columns = {file: pq.read_schema(file).names for file in path.glob("*/part-*")}
     as_version_0_1(path)
-    shards = {file: file.read_bytes() for file in path.glob("*/part-*")}
+    assert {file: pq.read_schema(file).names for file in path.glob("*/part-*")} != columns
     before = EmbeddingStore.open(path)
     fingerprint = before.fingerprint
     assert any("lvmae migrate" in note for note in verify_store(path).notes)
     assert migrate_store(path) == 4
     assert migrate_store(path) == 0
-    assert {file: file.read_bytes() for file in path.glob("*/part-*")} == shards
-    assert EmbeddingStore.open(path).fingerprint == fingerprint
+    # Other tools read all shards as one table, so old shards have the columns of new ones.
+    assert {file: pq.read_schema(file).names for file in path.glob("*/part-*")} == columns
+    after = EmbeddingStore.open(path)
+    assert after.fingerprint == fingerprint
+    assert {one.id: np.asarray(one.embeddings).tolist() for one in after} == {
+        id_: rows.astype(np.float16).tolist() for id_, rows in videos.items()
+    }
+    assert [(one.id, one.reason) for one in after.failures] == [("bad", "it is damaged")]
     assert verify_store(path).notes == []
     flip(shard(path, 2))
     assert problems(path) == {"data/part-00000002.parquet": ("v002",)}

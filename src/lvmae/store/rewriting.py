@@ -17,7 +17,7 @@ from lvmae.errors import InputError
 from lvmae.files.locks import Lock
 from lvmae.files.writing import remove_leftovers
 from lvmae.store.folder import Shard, StoreFolder, indexed_rows
-from lvmae.store.format import METADATA, TABLES, Manifest
+from lvmae.store.format import FAILURE_SCHEMA, METADATA, TABLES, Manifest, data_schema
 from lvmae.store.index import INDEX, shard_digest, tombstone
 
 DAMAGED = "damaged"
@@ -99,6 +99,27 @@ def drop_rows(
                 _exchange(folder, manifest, _with_entry(folder, shard, content, rows), rows, keep)
                 dropped += int((~keep).sum())
     return dropped
+
+
+def add_missing_columns(folder: StoreFolder, manifest: Manifest) -> int:
+    """Gives shards of older versions the columns that came later, empty, so that other tools read all shards as one table.
+
+    Returns the number of shards that were written again. Raises WorkError where one of them is damaged.
+    """
+    added = 0
+    for table, schema in (("data", data_schema(manifest)), ("failures", FAILURE_SCHEMA)):
+        for shard in folder.listing(table)[0]:
+            content = folder.content(shard)
+            rows = folder.parsed(shard, content)
+            missing = [name for name in schema.names if name not in rows.schema.names]
+            if shard.number is None or not missing:
+                continue
+            entered = _with_entry(folder, shard, content, rows)
+            for name in missing:
+                rows = rows.append_column(schema.field(name), pa.nulls(len(rows), schema.field(name).type))
+            _exchange(folder, manifest, entered, rows, np.ones(len(rows), dtype=bool))
+            added += 1
+    return added
 
 
 def _with_entry(folder: StoreFolder, shard: Shard, content: bytes, rows: pa.Table) -> Shard:

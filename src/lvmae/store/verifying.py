@@ -20,7 +20,16 @@ from lvmae.store.folder import Shard, StoreFolder, indexed_rows, metadata_of
 from lvmae.store.format import REPRESENTATIONS, TABLES, Manifest
 from lvmae.store.index import INDEX, IndexedRows, describe, read_rows
 from lvmae.store.reader import EmbeddingStore
-from lvmae.store.rewriting import DAMAGED, add_missing_entries, drop_rows, finish, locked, lost_shard, take_out
+from lvmae.store.rewriting import (
+    DAMAGED,
+    add_missing_columns,
+    add_missing_entries,
+    drop_rows,
+    finish,
+    locked,
+    lost_shard,
+    take_out,
+)
 
 MANIFEST_FILE = "manifest.json"
 
@@ -133,17 +142,20 @@ def repair_store(path: str | os.PathLike[str], found: Verification) -> None:
 
 
 def migrate_store(path: str | os.PathLike[str]) -> int:
-    """Adds what older versions did not write: the index of all shards. Returns how many entries were added.
+    """Adds what older versions did not write: the index of all shards, and columns. Returns how many entries were added.
 
-    Shards stay as they are, so that nothing else changes. Raises WorkError where a shard is damaged already.
+    Rows keep their values, and the fingerprint stays. Raises WorkError where a shard is damaged already.
     """
     folder = _there(path)
-    if folder.manifest() is None:
+    manifest = folder.manifest()
+    if manifest is None:
         raise InputError(f"{folder.said} has no manifest.json; repair the store with `lvmae verify`")
     lock = locked(folder)
     try:
         folder.shards("data")  # a lost one is said before anything is written
-        return add_missing_entries(folder, old=True)
+        added = add_missing_entries(folder, old=True)
+        add_missing_columns(folder, manifest)
+        return added
     finally:
         if lock is not None:
             lock.release()
