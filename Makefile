@@ -20,6 +20,7 @@ check: $(TESTS)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
+	$(BIN)/python tools/plain_english.py
 	$(MAKE) docs
 
 # A broken link, or a name in docs/api.md that is gone, is a failure.

@@ -5,7 +5,7 @@
 Every cell is one pre-training from a base recipe with one thing changed, its frozen features read by logistic regression
 (standardised, strength chosen on val), from the mean of the tokens and from their mean and standard deviation. The settings are
 chosen on val; test is read once, for the cell that val chose, the base, the untrained model and raw embeddings. A cell that is
-done is a file in --work: interrupted, the same command continues. One thread; `nice` it.
+done is a file in --work: rerun the same command to resume. One thread; `nice` it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ task, go to linear and attentive probes on raw embeddings, on an untrained and o
 Transformer and a Mamba trained end to end. 600 test videos a task. A seed draws the labels and the initial weights; the
 pre-training has seeds of its own. The epoch is chosen on 200 further videos, whatever the share of labels.
 
-Every cell is a file in --work: interrupted, the same command goes on. Prints JSON; draws FILE.png and FILE.svg beside it.
+Every cell is a file in --work: rerun the same command to resume. Prints JSON; draws FILE.png and FILE.svg beside it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python benchmarks/scale.py tables                                         # Markdown, from benchmarks/results/*.json
 
 `measure` writes synthetic stores of ever more videos, two segments each, and takes time and memory of what grows with the number
-of videos: going on with a store, opening it, the first read. `tables` multiplies. The rate of encoding is what `make gpu-embed`
+of videos: resuming a store, opening it, the first read. `tables` multiplies. The rate of encoding is what `make gpu-embed`
 measured, where a machine with a GPU has run it, else a figure measured by hand; pre-training's is computed from its arithmetic and
 an assumed share of a GPU's peak; the tables say so.
 """
@@ -103,7 +103,7 @@ def resident():
 folder, work = sys.argv[1:]
 manifest = EmbeddingStore(folder).manifest
 before, began = resident(), time.perf_counter()
-if work == "go on":
+if work == "resume":
     writer = StoreWriter(folder, manifest); writer.close()
 elif work == "open":
     store = EmbeddingStore.open(folder); store.embeddings(0)
@@ -131,7 +131,7 @@ def measure(counts: list[int]) -> dict[str, Any]:
             row: dict[str, Any] = {"write_seconds": round(store_of(videos, 4, 2, folder + "/store"), 2)}
             row["shards"] = len(list(Path(folder, "store", "data").iterdir()))
             for name, work in (
-                ("go_on", "go on"),
+                ("resume", "resume"),
                 ("first_open", "open"),
                 ("open", "open"),
                 ("lengths", "lengths"),
@@ -254,11 +254,11 @@ def tables() -> str:
     line(
         "pre-training, H100-hours an epoch (assumed share)", [counted(row["epoch_gpu_hours"]) for row in rows.values()]
     )
-    lines += ["", "| videos | going on | first opening | opening | lengths of all | place of an id |", "|---" * 6 + "|"]
+    lines += ["", "| videos | resuming | first opening | opening | lengths of all | place of an id |", "|---" * 6 + "|"]
     for videos, row in scale["videos"].items():
         cells = [
             f"{row[k]['seconds']:.2f} s, {row[k]['mib']:.0f} MiB"
-            for k in ("go_on", "first_open", "open", "lengths", "index")
+            for k in ("resume", "first_open", "open", "lengths", "index")
         ]
         lines.append(f"| {int(videos):,} | " + " | ".join(cells) + " |")
     bulk_rates = scale["width_1024"]

@@ -1,6 +1,6 @@
 """Finds phrases that make readers stumble, in src, docs and the pages at the root: `python tools/plain_english.py`.
 
-The phrases and what to say instead are in plain_english.tsv. Exit code 1 where one is found.
+The phrases, and what to say instead, are in plain_english.tsv. The exit code is 1 if one is found.
 """
 
 from __future__ import annotations
@@ -12,33 +12,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 READ = ("src/**/*.py", "src/**/*.html", "src/**/*.js", "docs/**/*.md", "*.md", "benchmarks/*.py", "examples/*.ipynb")
+# Between two words: a space, or the end of a line with the comment mark or the quotes of two strings around it.
+GAP = r"(?: | ?(?:\\n)?\"?,?\s*\n\s*(?:# ?|f?\"|\* ?)?)"
 
 
 def main() -> int:
     with Path(__file__).with_suffix(".tsv").open(encoding="utf-8") as file:
         instead = {row["phrase"]: row["say instead"] for row in csv.DictReader(file, delimiter="\t")}
-    pattern = re.compile(
-        r"\b(" + "|".join(map(re.escape, sorted(instead, key=len, reverse=True))) + r")\b", re.IGNORECASE
-    )
+    patterns = {
+        phrase: re.compile(r"\b" + GAP.join(map(re.escape, phrase.split())) + r"\b", re.I) for phrase in instead
+    }
     found = 0
     for path in sorted(path for glob in READ for path in ROOT.glob(glob) if "vendor" not in path.parts):
-        # A phrase may be broken over two lines, by a comment mark or by the quotes of two strings.
         text = path.read_text(encoding="utf-8")
-        flat = re.sub(r"\n[ \t]*(#|f?\")?[ \t]*", lambda match: " " + "\0" * (len(match[0]) - 1), text)
-        for match in pattern.finditer(flat.replace("\0", "")):
-            phrase = match[0]
-            line = _line_of(text, phrase)
-            print(f"{path.relative_to(ROOT)}:{line}: {phrase!r}: say {instead[phrase.lower()]!r}")
-            found += 1
+        for phrase, pattern in patterns.items():
+            for match in pattern.finditer(text):
+                line = text.count("\n", 0, match.start()) + 1
+                print(f"{path.relative_to(ROOT)}:{line}: {phrase!r}: say {instead[phrase]!r}")
+                found += 1
     return 1 if found else 0
-
-
-def _line_of(text: str, phrase: str) -> int:
-    """The first line that holds the phrase's first word; close enough to find it."""
-    place = text.find(phrase)
-    if place < 0:
-        place = max(text.find(phrase.split(maxsplit=1)[0]), 0)
-    return text.count("\n", 0, place) + 1
 
 
 if __name__ == "__main__":

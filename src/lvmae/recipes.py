@@ -26,7 +26,7 @@ from lvmae.model.objectives import check_objective, read_options
 from lvmae.sequences.masks import STRATEGIES, is_mask, mask_names, takes_temperature
 from lvmae.trust import require_trust
 
-# These change how fast or how watched a run is, never what it computes: a run may go on with other values of them.
+# These change a run's speed and what is logged, never what it computes: a run may be resumed with other values of them.
 FREE = frozenset(
     {"checkpoint_every", "checkpoint_minutes", "compile", "data", "keep", "log_every", "num_workers", "trackers"}
 )

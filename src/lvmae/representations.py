@@ -3,8 +3,8 @@
 Enters: a run and a store of the embedding space it was trained on. Leaves: a store of kind "representations": of every
 video the encoder's token features (L, D) float16, [CLS] and the tokens' mean (D) float32, and the segments' times;
 nothing masked, the decoder discarded (method: section 6). Price: one forward pass a video, packed, so nothing is
-computed on padding; 2 bytes a value on disk. Videos are taken in the store's order and keep it. Interrupted, the same
-command goes on.
+computed on padding; 2 bytes a value on disk. Videos are taken in the store's order and keep it. Rerun the same command
+to resume.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def represent(
     Args:
         run: folder of a trained model.
         store: embeddings, of the space the run was trained on.
-        out: the store of representations, made or gone on with.
+        out: the store of representations, new, or one to resume.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; None is "auto".
         precision: "fp32", "bf16" or "auto", which is bf16 on CUDA; what flows between blocks is float32 in both.
         batch_tokens: segments in a batch, at most; a longer video is a batch of its own.
-        overwrite: begin anew where `out` holds representations by another run or of another store.
+        overwrite: start over if `out` holds representations by another run or of another store.
         layers: blocks of the encoder, from 1, whose tokens' means are kept too, for probes to choose from: "last" (none beside
             the tokens themselves), "all", or numbers, as a list or "1,2".
         rank, world_size: this is one of several processes, anywhere: it takes its share, by a hash of the ids, leaves out what

@@ -1,4 +1,4 @@
-"""A grid really run: what its Parquet says is what the steps give by hand; killed, it goes on; a failed cell is a row."""
+"""A grid really run: what its Parquet says is what the steps give by hand; killed, it resumes; a failed cell is a row."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_a_full_disk_ends_the_run_with_whole_rows(server, job, monkeypatch):
     server.behave = lambda request, nth: saw(request) + "." * 100
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limit[1]))
     try:
-        with pytest.raises(WorkError, match="make room and run the same command again"):
+        with pytest.raises(WorkError, match="make room and rerun the same command"):
             job(prompt="p").run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -203,7 +203,7 @@ def test_a_run_that_is_ended_keeps_all_and_goes_on(server, job, end):
     assert {int(c.text.split()[1]) for c in kept} == set(range(7))
     if end == signal.SIGINT:
         assert "interrupted; 7 of 12 segments are captioned" in sentence(err)
-        assert "the same command goes on" in err
+        assert "rerun the same command to resume" in err
     assert KEY not in out + err
     server.stop.set()
     server.requests.clear()
@@ -302,14 +302,16 @@ def test_a_price_is_asked_about_on_a_terminal(server, job):
         return code, out
 
     code, out = dialogue("\n", "--price-in", "1")
-    assert (code, "Go on? [y/N] nothing was asked" in out, len(server.requests)) == (1, True, 0)
+    assert (code, "Continue? [y/N] nothing was asked" in out, len(server.requests)) == (1, True, 0)
     code, out = dialogue("y\n", "--price-in", "1")
     assert (code, len(server.requests)) == (0, 12)
-    assert "12 segments captioned, 0 there before, 0 failed; the server counted 1,200 tokens in, 120 out, $0.00" in out
+    assert (
+        "12 segments captioned, 0 already stored, 0 failed; the server counted 1,200 tokens in, 120 out, $0.00" in out
+    )
     code, out = dialogue("", "--price-in", "1", "--yes")
-    assert (code, "Go on?" in out) == (0, False)
+    assert (code, "Continue?" in out) == (0, False)
     code, out = dialogue("")
-    assert (code, "Go on?" in out) == (0, False)
+    assert (code, "Continue?" in out) == (0, False)
 
 
 @pytest.mark.parametrize(

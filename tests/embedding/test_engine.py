@@ -264,7 +264,7 @@ def test_interrupted_it_finishes_what_is_in_hand_and_says_how_to_go_on(folder: P
     assert log.stat().st_size == store.lengths.sum()  # nothing was begun and not finished
     assert "Finishing what is in hand; Ctrl-C once more stops at once." in warned
     assert f"Stopped. {len(store)} of 6 videos are in" in said
-    assert "the same command goes on" in said
+    assert "rerun the same command to resume" in said
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])

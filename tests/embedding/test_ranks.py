@@ -38,7 +38,7 @@ def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ranks_make_the_store_of_one_job_even_if_their_number_changes(
     folder: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rank 0 of 3 is done, the rest is pre-empted; two ranks go on; the merge is what one job would have made."""
+    """Rank 0 of 3 is done, the rest is pre-empted; two ranks resume; the merge is what one job would have made."""
     out = tmp_path / "ranks"
     first = embed(folder, out, rank=0, world_size=3)
     assert first.store == f"{out}/rank-00000-of-00003"
@@ -58,7 +58,7 @@ def test_ranks_make_the_store_of_one_job_even_if_their_number_changes(
 
     assert main(["merge", str(out), "--out", str(tmp_path / "store")]) == 1  # one failed
     said = capsys.readouterr().out
-    assert "10 videos of 3 stores added, 0 there before, 1 failed" in said
+    assert "10 videos of 3 stores added, 0 already stored, 1 failed" in said
     assert contents(tmp_path / "store") == contents(plain)
     assert EmbeddingStore.open(tmp_path / "store").failures == EmbeddingStore.open(plain).failures
 
@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_was_committed(
     command = ["embed", str(folder), "--out", str(out), "--encoder", "jobs:Mean", "--segment-seconds", "1"]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "the disk is full; what was committed is intact, and the same command continues" in said
+    assert "the disk is full; what was committed is intact: rerun the same command to resume" in said
     assert "Traceback" not in said
     assert contents(out) == before
     assert not list(out.glob("**/.tmp-*"))

@@ -203,7 +203,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     wait_for(lambda: encoded(log) >= 18)
     job.send_signal(signal.SIGINT)
     said, _ = job.communicate(timeout=180)
-    assert "the same command goes on" in said
+    assert "rerun the same command to resume" in said
     before = EmbeddingStore(out).ids
     assert len(before) < VIDEOS
     monkeypatch.setattr(ray_engine, "_FILES_A_ROUND", 4)  # more rounds than one

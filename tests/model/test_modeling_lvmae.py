@@ -252,7 +252,7 @@ def test_compiled_blocks_give_the_same_and_compile_once(make_model: MakeModel, e
         compiled.append(len(graphs))
     torch._dynamo.reset()
     assert found == pytest.approx(expected, rel=1e-5)
-    assert compiled == [compiled[0]] * 4, "batches of other lengths should not be compiled anew"
+    assert compiled == [compiled[0]] * 4, "batches of other lengths should not be compiled again"
 
 
 def test_a_planned_step_never_waits_for_the_device(make_model: MakeModel, example: Any) -> None:

@@ -49,7 +49,7 @@ def test_items_come_in_order_and_as_they_were(workers: int) -> None:
 
 def test_a_worker_that_is_killed_is_one_sentence() -> None:
     with pytest.raises(
-        WorkError, match=r"One of the 1 processes that load the data was killed.* run the same command again"
+        WorkError, match=r"One of the 1 processes that load the data was killed.* rerun the same command"
     ):
         list(load(Items(), [0, 1, -1, 2], workers=1, pinned=False))
 

@@ -112,7 +112,7 @@ def test_ctrl_c_stops_with_a_checkpoint(store, processes, uninterrupted, tmp_pat
     out = tmp_path / "run"
     assert processes.run(train, store, out, small(), spot=(LOOP + "_Training._step", 5, "interrupted")) == 130
     assert "Stopped after step 5 of 12" in Path(f"{out}.said").read_text()
-    assert "run the same command again" in Path(f"{out}.said").read_text()
+    assert "rerun the same command" in Path(f"{out}.said").read_text()
     assert steps(out) == ["step-00000003", "step-00000005"]
     assert processes.run(train, store, out, small()) == 0
     assert same(out, uninterrupted)
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted, store, processe
     assert processes.run(train, store, interrupted, small(), largest_file=12_000) == 1
     said = Path(f"{interrupted}.said").read_text()
     assert "The checkpoint of step 9 could not be written" in said
-    assert "the last good checkpoint is step-00000006; make room there and run the same command again" in said
+    assert "the last good checkpoint is step-00000006; make room there and rerun the same command" in said
     assert steps(interrupted) == ["step-00000003", "step-00000006"]
     assert processes.run(train, store, interrupted, small()) == 0
     assert same(interrupted, uninterrupted)

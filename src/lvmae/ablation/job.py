@@ -8,8 +8,8 @@ In: stores, labels, axes. Out, in one folder:
     cells/CELL/            run, representations and result of one cell
     raw/STORE.json         the raw embeddings of each labelled store, probed alike
 
-Killed or stopped, the same call goes on: a cell that is done is read, one that was begun goes on from its last
-checkpoint, and one that failed is tried again. A larger grid in the same folder keeps the cells it shares; other labels
+The same call resumes after a stop or a crash: it reads finished cells, resumes the one that was begun from its last
+checkpoint, and tries failed ones again. A larger grid in the same folder keeps the cells it shares; other labels
 or probes keep the runs and probe them again. Price: that of its pre-trainings, one after the other.
 """
 
@@ -89,7 +89,7 @@ def ablate(
     Args:
         stores: name -> store of embeddings to pre-train on; several are an axis.
         labels: a label file, or a `Task`.
-        out: the folder of the ablation, made or gone on with.
+        out: the folder of the ablation, new or one to resume.
         grid: axis -> values, see `lvmae.ablation.grid`; `seed` repeats each pre-training.
         on: name -> the store of labelled videos to represent and probe, by the same names; None takes `stores`.
         recipe, settings: what all cells have in common.
@@ -98,7 +98,7 @@ def ablate(
 
     Raises:
         InputError: a grid, stores or labels that do not go together; another process is at work in `out`.
-        Stopped: SIGINT or SIGTERM; the cell that was running goes on from where it was.
+        Stopped: SIGINT or SIGTERM; the next call resumes the cell that was running.
     """
     job = _Job(
         Path(out),
@@ -251,7 +251,7 @@ class _Job:
         try:
             return self._write(folder / self._name(cell.on), DONE, self._steps(cell, folder))
         except Stopped as stop:
-            raise Stopped(f"Stopped in the cell {cell}: run the same command again to go on.") from stop
+            raise Stopped(f"Stopped in the cell {cell}: rerun the same command to resume.") from stop
         except (LVMAEError, RuntimeError, OSError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             log.warning("The cell %s failed: %s", cell, reason)

@@ -204,7 +204,7 @@ class Endpoint:
                 if wait > _LONGEST_WAIT:
                     raise WorkError(
                         f"{self.shown} asks to be left alone for {wait / 60:.0f} minutes ({reason}); "
-                        "run the same command again then"
+                        "rerun the same command then"
                     )
                 self.pace.hold(wait)
             if tried < self._retries:
@@ -266,7 +266,7 @@ class Endpoint:
             return Unanswered(f"the content was refused ({reason})", refused=True)
         if status == 402 or code == "insufficient_quota":
             return WorkError(
-                f"the account at {self.shown} is used up ({reason}); what is captioned is kept, the same command goes on"
+                f"the account at {self.shown} is used up ({reason}); captions so far are kept: rerun the same command to resume"
             )
         if status == 403:
             return InputError(f"{self.shown} does not permit this ({reason}); another key or model may be")

@@ -84,7 +84,7 @@ class CaptionSummary:
         )
         paid = f", ${self.dollars:,.2f}" if counted and self.dollars is not None else ""
         lines = [
-            f"{os.fspath(out)}: {self.captioned} segments captioned, {self.before} there before, "
+            f"{os.fspath(out)}: {self.captioned} segments captioned, {self.before} already stored,  "
             f"{len(self.failures)} failed{counted}{paid}"
         ]
         if self.cut:
@@ -100,7 +100,7 @@ class CaptionSummary:
         if len(groups) > most:
             lines.append(f"  and {sum(map(len, list(groups.values())[most:]))} more")
         if self.failures:
-            lines.append("the same command tries these again")
+            lines.append("rerun the same command to try these again")
         return "\n".join(lines)
 
 
@@ -144,7 +144,7 @@ class CaptionJob:
         price_in, price_out: dollars for a million tokens.
 
     Raises:
-        InputError: an option that makes no sense, no store, an `out` that cannot be gone on with.
+        InputError: an option that makes no sense, no store, an `out` that cannot be resumed.
     """
 
     store: str | os.PathLike[str]
@@ -227,7 +227,7 @@ class CaptionJob:
                 except KeyboardInterrupt:
                     raise KeyboardInterrupt(
                         f"interrupted; {before + summary.captioned} of {total} segments are captioned in {self.out}, "
-                        "and the same command goes on"
+                        "rerun the same command to resume"
                     ) from None
         summary.dollars = self._dollars(summary.tokens_in, summary.tokens_out)
         return summary
@@ -332,7 +332,7 @@ class _Stream:
                 if self._in_a_row >= _FAILURES_IN_A_ROW:
                     raise WorkError(
                         f"{self._endpoint.shown} failed on {self._in_a_row} segments in a row, the last time because "
-                        f"{error}; what is captioned is kept, and the same command goes on"
+                        f"{error}; captions so far are kept: rerun the same command to resume"
                     ) from None
                 continue
             self._in_a_row = 0

@@ -85,7 +85,7 @@ class CaptionTable:
             self._append(row.getvalue().encode("utf-8", "replace"))
         except OSError as error:
             raise WorkError(
-                f"{self.path} cannot be written any more ({error.strerror}); make room and run the same command again"
+                f"{self.path} cannot be written any more ({error.strerror}); make room and rerun the same command"
             ) from None
         self.done.add(key_of(video, start, end))
 

@@ -84,7 +84,7 @@ def _carry_out(arguments: argparse.Namespace) -> tuple[int, str | None]:
         where = f"{error.filename}: " if error.filename else ""
         return 1, f"{name}: {without_secrets(f'{where}{reason(error)}')}"
     except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted; run the same command again to go on"
+        said = str(stop) or "interrupted; rerun the same command to resume"
         return stop.exit_code if isinstance(stop, Terminated) else 130, f"\n{name}: {said}"
     return code, None
 

@@ -18,7 +18,7 @@ def add_ablate(commands: Any) -> None:
         _run_ablate,
         brief="Pre-train, represent and probe every cell of a grid over recipes and stores.",
         goes_in="one or more stores of the same videos, labels, and what to vary: settings of a recipe, recipes, seeds",
-        comes_out="results.parquet, table.md, table.tex and figures as PNG and SVG; killed or stopped, the same command goes on",
+        comes_out="results.parquet, table.md, table.tex and figures as PNG and SVG; rerun the same command to resume",
         example="lvmae ablate store --labels labels.csv --recipe tiny --grid mask=random,semantic "
         "--grid mask_ratio=0.3,0.4,0.5 --grid seed=0,1,2 --out ablation",
     )

@@ -20,7 +20,7 @@ def add_caption(commands: Any) -> None:
         _run_caption,
         brief="Ask a vision LLM for a caption of each segment.",
         goes_in="a store, its videos, and any OpenAI-compatible endpoint: a local vLLM or Ollama, or a hosted one",
-        comes_out="a CSV of video,start,end,text; stopped or killed, the same command goes on",
+        comes_out="a CSV of video,start,end,text; rerun the same command to resume",
         example="lvmae caption store --out captions.csv --endpoint http://127.0.0.1:11434/v1 --model qwen2.5vl",
     )
     command.epilog = "A key is read from LVMAE_API_KEY, or else OPENAI_API_KEY, and is written nowhere."
@@ -54,7 +54,7 @@ def _run_caption(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     if estimate.dollars and not arguments.yes and is_terminal(sys.stdin):
-        print("Go on? [y/N] ", end="", flush=True)
+        print("Continue? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was asked")
             return 1

@@ -23,7 +23,7 @@ def add_pretrain(commands: Any) -> None:
         _run_pretrain,
         brief="Pre-train LV-MAE on embeddings, self-supervised.",
         goes_in="one or more stores of one embedding space",
-        comes_out="a run: the model, its card, curves and checkpoints; killed or stopped, the same command goes on",
+        comes_out="a run: the model, its card, curves and checkpoints; rerun the same command to resume",
         example="lvmae pretrain store --out run --recipe tiny --set epochs=50",
     )
     command.add_argument("stores", nargs="+", metavar="store")

@@ -1,8 +1,7 @@
 """The whole path on a made corpus: embed -> pretrain -> represent -> probe -> interpret -> report.
 
-Each step is a command line, printed and then run as it was printed, in this process: what a user would see by typing it, without
-loading the libraries six times. Beside the trained model the same is done with one as it was initialised: what a probe finds
-in that was there before any learning. Every step goes on where an earlier call was stopped.
+Each step is a command line, printed and then run in this process, so that the libraries are loaded once. The same steps run
+with an untrained model too: it shows what a probe finds without any learning. Every step resumes an earlier call.
 
 Out, in one folder: videos, labels and captions (`lvmae.demo.corpus`), store, run, reps,
 probe.json, table.json and report.html; run-untrained, reps-untrained and probe-untrained.json are the untrained model's.

@@ -4,8 +4,8 @@ Enters: videos, and where the store goes. Leaves: the store, and a summary. What
 `lvmae.embedding.pipeline`; who does it is an engine: a callable from files to events, on this machine
 (`lvmae.embedding.local_engine`) or on a Ray cluster (`lvmae.embedding.ray_engine`). Here is what is the same for all:
 which videos are still to be done, the writer, the progress line, Ctrl-C. A bad file is a row of the failures table; one that
-cannot be reached, or is still being written, is neither done nor bad, and the same command takes it up again. Ctrl-C and kill -9
-lose what was in flight.
+cannot be reached, or is still being written, is neither done nor bad: a rerun tries it again. Ctrl-C and kill -9 lose only
+what was in flight.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def embed_videos(
     wait: bool = False,
     refresh: bool = False,
 ) -> EmbedSummary:
-    """Embeds folders of videos, files, URLs or manifests into the store `out`, which is made or gone on with.
+    """Embeds folders of videos, files, URLs or manifests into the store `out`, new or existing.
 
     `segment_kind` is "fixed", `segment_seconds` long (5), one every `stride`; or "shots", cut where they are longer than that (10).
     See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; one whose file has
@@ -288,7 +288,7 @@ def embed_videos(
         )
     if meter.ended < len(todo):
         raise KeyboardInterrupt(
-            f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; the same command goes on."
+            f"Stopped. {skipped + embedded} of {len(files)} videos are in {os.fspath(out)}; rerun the same command to resume."
         )
     cut_short = sum(failure.kept > 0 for failure in failures)
     return EmbedSummary(
@@ -347,7 +347,7 @@ def _interruptible() -> Iterator[threading.Event]:
         say("\nFinishing what is in hand; Ctrl-C once more stops at once.")
 
     def end(*_: object) -> None:
-        raise Terminated("Told to end. What was finished is in the store; the same command goes on.")
+        raise Terminated("Terminated. What was finished is in the store; rerun the same command to resume.")
 
     with handling_signals({signal.SIGINT: ask, signal.SIGTERM: end}) as give_back:
         yield stop

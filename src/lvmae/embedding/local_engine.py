@@ -30,7 +30,7 @@ _NEXT = "next"  # worker -> minder: decoded what I had, a file please; the answe
 
 
 def _work(descriptor: int, minder: int) -> None:
-    """A worker's life. Its messages: `_NEXT`, (file, event), or a sentence that says why it cannot go on."""
+    """Runs one worker. Its messages: `_NEXT`, (file, event), or a sentence that says why it cannot continue."""
     connection = connect(descriptor, minder)
     try:
         job: Job = connection.recv()

@@ -138,7 +138,7 @@ def run_on_ray(
             fruitless = fruitless + 1 if len(open_files) == before else 0
             if fruitless == _FRUITLESS_ROUNDS:
                 raise WorkError(
-                    f"The cluster makes no progress: {trouble}; what was finished is kept, and the same command goes on."
+                    f"The cluster makes no progress: {trouble}; what was finished is kept: rerun the same command to resume."
                 )
 
 
@@ -242,7 +242,7 @@ class _Assembled:
 
 
 class _Actor:
-    """On a node: takes a task of files, gives what became of them, a list of (id, event) a beat; a sentence if it cannot go on."""
+    """On a node: takes files and yields lists of (id, event), one a beat, or a sentence if it cannot continue."""
 
     def __init__(self, job: Job, timeout: float, beat: float, path: list[str]) -> None:
         sys.path += [entry for entry in path if entry not in sys.path]  # for encoders given as module:Class
@@ -307,7 +307,7 @@ def _as_asked(event: VideoRecord | Failure | Postponed, file: VideoFile) -> Vide
 
 @contextlib.contextmanager
 def _connection(address: str | None) -> Iterator[None]:
-    """Connected to Ray; a connection that was there before is used and left."""
+    """Connects to Ray; an existing connection is used and left open."""
     if ray.is_initialized():
         if address is not None:
             raise InputError(

@@ -110,7 +110,7 @@ def fit_all(
 
 
 def _estimated(one: Fit, task: Task, parts: Parts, class_weight: str | None) -> Fitted:
-    """What scikit-learn fits: on the pooled vectors, or on those of the layer that is best on val, of equals the earlier."""
+    """Fits a scikit-learn probe to the pooled vectors, or to those of the layer that is best on val (ties: the earlier layer)."""
     layers: dict[int, NDArray[np.float64]] = one.sets[0].by_layer() if one.readout == "layers" else {0: one.vectors()}
     best: tuple[tuple[float, float], Chosen, int] | None = None
     sign = -1.0 if task.scored_by.lower_is_better else 1.0

@@ -62,8 +62,8 @@ def fit(
 ) -> Fitted:
     """Trains a probe on the task's train split; `seed` draws the initial weights and the order of the videos.
 
-    The epoch of the best val score is kept, of equals that of the lower val loss; test is looked at once, with that
-    epoch's weights.
+    Keeps the epoch with the best validation score (ties: lower validation loss). The test split is scored once, with
+    that epoch's weights.
 
     Args:
         rates: learning rates that val chooses among; None takes the settings' own.

@@ -394,7 +394,7 @@ def _cuts(descriptors: torch.Tensor, times: np.ndarray, limits: tuple[float, flo
 def _is_copy(span: SharedSpan, cuts: tuple[np.ndarray, np.ndarray], *, framed: bool) -> bool:
     """Whether a span is a copy's rather than that of two cameras whose ways cross for a while.
 
-    A copy goes on through the film's own cuts, or for long. Where it holds none, it is put in by a cut at each end, and is whole.
+    A copy runs through the film's own cuts, or is long. If it holds no cut, it begins and ends with one, and is complete.
     """
     offset, seconds = span.b_start - span.a_start, span.a_end - span.a_start
     if seconds >= _LONG:

@@ -50,7 +50,7 @@ class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             plugin, or module:Class.
         loss_options: its options.
         long_sequences: what is done beyond `max_segments`. "windows": overlapping windows of `max_segments`,
-            cross-faded tokens, averaged [CLS]; "extrapolate": the sin-cos positions go on; "interpolate": they are
+            cross-faded tokens, averaged [CLS]; "extrapolate": the sin-cos positions continue; "interpolate": they are
             squeezed into the trained range.
         space_id, segments, encoder: the embedding space, segment rule and segment encoder of the data it was trained
             on.

@@ -93,7 +93,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise WorkError(
                 f"The checkpoint of step {step} could not be written to {self.folder} ({reason(error)}): {self.kept()}; make "
-                "room there and run the same command again to go on."
+                "room there and rerun the same command to resume."
             ) from error
         for old in self._all()[: -self.keep]:
             remove(old)

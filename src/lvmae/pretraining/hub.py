@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from lvmae.errors import InputError, WorkError
 from lvmae.runs import find_run
 
-# What a run folder holds for going on with it, not for using it.
+# What a run folder holds only for resuming the run.
 _KEPT_HOME = ["checkpoints/*", "best/*", ".*", "*/.*", "events.*", "lvmae/*", "wandb/*"]
 
 # The hub's library lets errors of its HTTP client through where nothing answers, and which client that is changes: httpx, httpx2.
@@ -54,7 +54,7 @@ def push_run(
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise InputError(f"the hub refused {repo} with status {status}: check the token and its rights") from None
-        raise WorkError(f"the hub did not take {repo} (status {status}); the same command tries again") from None
+        raise WorkError(f"the hub did not take {repo} (status {status}); rerun the same command to try again") from None
     except _NO_ANSWER as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WorkError(f"the hub could not be reached ({said}); rerun the same command to try again") from None

@@ -79,8 +79,8 @@ def dead_workers_in_a_sentence(workers: int) -> Iterator[None]:
         if isinstance(error, WorkError) or "DataLoader worker" not in str(error):
             raise
         raise WorkError(
-            f"One of the {workers} processes that load the data was killed, which is mostly for want of memory: run the same "
-            "command again to resume from the last checkpoint, if need be with a smaller num_workers."
+            f"One of the {workers} processes that load the data was killed, most likely for lack of memory: rerun the same "
+            "command to resume from the last checkpoint, if need be with a smaller num_workers."
         ) from error
 
 

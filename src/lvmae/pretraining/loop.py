@@ -165,7 +165,7 @@ def pretrain(
 def few_threads(config: LVMAEConfig) -> Iterator[None]:
     """One thread of arithmetic on the CPU for a small model, where handing work over costs more than it saves.
 
-    Decided by the model alone: a run that goes on has to compute with as many threads as before, to the last bit.
+    The model alone decides: a resumed run has to use as many threads as before, to be equal to the last bit.
     """
     before = torch.get_num_threads()
     if config.hidden_size <= _ONE_THREAD_WIDTH:
@@ -294,8 +294,8 @@ class _Training:
                     saved_at = time.monotonic()
                 if stopping and not self._ends(step):
                     raise Stopped(
-                        f"Stopped after step {step} of {self.total_steps}, with a checkpoint in {self.folder.path}: run the same "
-                        "command again to go on."
+                        f"Stopped after step {step} of {self.total_steps}, with a checkpoint in {self.folder.path}: rerun "
+                        "the same command to resume."
                     )
         self._finish(step)
 
@@ -500,7 +500,7 @@ class _Training:
             save_model(folder, self.config, tensors)
         except (OSError, SafetensorError) as error:
             raise WorkError(
-                f"The model could not be written to {folder} ({reason(error)}): make room there and run the same command again."
+                f"The model could not be written to {folder} ({reason(error)}): make room there and rerun the same command."
             ) from error
 
     def _write(self, record: dict[str, Any]) -> None:

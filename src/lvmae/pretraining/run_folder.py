@@ -122,7 +122,7 @@ class RunFolder:
                 line = line[os.write(self._metrics, line) :]
         except OSError as error:
             raise WorkError(
-                f"{self.path / _METRICS} could not be written ({error.strerror}): make room there and run the same command again."
+                f"{self.path / _METRICS} could not be written ({error.strerror}): make room there and rerun the same command."
             ) from error
 
     def settle(self) -> int:

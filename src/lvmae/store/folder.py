@@ -99,7 +99,7 @@ class StoreFolder:
                 file.write(content)
         except OSError as error:
             raise WorkError(
-                f"could not write {target}: {reason(error)}; what was committed is intact, and the same command continues"
+                f"could not write {target}: {reason(error)}; what was committed is intact: rerun the same command to resume"
             ) from None
 
     def _put(self, name: str, content: bytes, *, instead: bool) -> None:

@@ -72,8 +72,8 @@ def merge_stores(
 ) -> MergeSummary:
     """Adds every video of the stores to the store `out`, new or begun; a folder of rank stores stands for all of these.
 
-    A video in several stores must be the same in all of them, its path aside. What failed in one store and is in another is no
-    failure. The same call goes on after a crash.
+    A video in several stores must be the same in all of them, except for its path. What failed in one store and is in another is no
+    failure. After a crash the same call resumes.
 
     Raises:
         InputError: a path holds no store, stores differ in space, width, kind or segment rule, or a video differs between two.

@@ -1,4 +1,4 @@
-"""Writing a store: append, commit, go on after any crash."""
+"""Writing a store: append, commit, resume after any crash."""
 
 from __future__ import annotations
 

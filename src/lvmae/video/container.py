@@ -210,4 +210,4 @@ def _film(streams: list[VideoStream], path: str | os.PathLike[str]) -> VideoStre
         # The weights are those of ffmpeg (fftools/ffmpeg_mux_init.c, map_auto_video).
         return context.width * context.height + 100_000_000 * (stream.index in sending) + 5_000_000 * default
 
-    return max(streams, key=rank)  # of equals the first
+    return max(streams, key=rank)  # ties: the first

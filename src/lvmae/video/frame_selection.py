@@ -192,7 +192,7 @@ class _FastPath:
         return True
 
     def _run(self, position: int, *, sought: bool) -> Generator[VideoFrame, None, int | None]:
-        """Goes on from where the container is; returns where it stopped to seek, or None when it is through."""
+        """Decodes from the container's position; returns where it stopped to seek, or None at the end."""
         entered = not sought  # whether the decoder has seen what the next group leans on
         for group, following in _groups(self.container, self.stream):
             if sought and (max(group.key, group.first) > self.ticks[self.place] or group.entry is _Entry.NEVER):

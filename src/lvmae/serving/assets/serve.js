@@ -171,7 +171,7 @@
     byId("strip").replaceChildren(...cells);
   }
 
-  /** The strip holds the segments around the one that was opened; moving past its ends opens it anew there. */
+  /** The strip holds the segments around the one that was opened; moving past its ends opens it again there. */
   function move(at) {
     at = Math.max(0, Math.min(opened.starts.length - 1, at));
     if (!byId(`segment-${at}`)) {
