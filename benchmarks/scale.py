@@ -131,7 +131,7 @@ def measure(counts: list[int]) -> dict[str, Any]:
             row: dict[str, Any] = {"write_seconds": round(store_of(videos, 4, 2, folder + "/store"), 2)}
             row["shards"] = len(list(Path(folder, "store", "data").iterdir()))
             for name, work in (
-                ("resume", "resume"),
+                ("go_on", "resume"),
                 ("first_open", "open"),
                 ("open", "open"),
                 ("lengths", "lengths"),
@@ -258,7 +258,7 @@ def tables() -> str:
     for videos, row in scale["videos"].items():
         cells = [
             f"{row[k]['seconds']:.2f} s, {row[k]['mib']:.0f} MiB"
-            for k in ("resume", "first_open", "open", "lengths", "index")
+            for k in ("go_on", "first_open", "open", "lengths", "index")
         ]
         lines.append(f"| {int(videos):,} | " + " | ".join(cells) + " |")
     bulk_rates = scale["width_1024"]

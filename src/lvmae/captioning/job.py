@@ -84,7 +84,7 @@ class CaptionSummary:
         )
         paid = f", ${self.dollars:,.2f}" if counted and self.dollars is not None else ""
         lines = [
-            f"{os.fspath(out)}: {self.captioned} segments captioned, {self.before} already stored,  "
+            f"{os.fspath(out)}: {self.captioned} segments captioned, {self.before} already stored, "
             f"{len(self.failures)} failed{counted}{paid}"
         ]
         if self.cut:

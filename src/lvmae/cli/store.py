@@ -137,7 +137,7 @@ def _run_embed(arguments: argparse.Namespace) -> int:
     speed = summary.seconds_of_video / max(summary.wall_seconds, 1e-9)
     print(
         f"{summary.store}: {summary.embedded} videos embedded ({summary.segments} segments, "
-        f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} already stored,  "
+        f"{summary.seconds_of_video / 60:.1f} minutes of video, {speed:.0f}x real time), {summary.skipped} already stored, "
         f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
     if summary.left_out:
@@ -194,7 +194,7 @@ def _run_merge(arguments: argparse.Namespace) -> int:
 
     summary = merge_stores(arguments.stores, arguments.out)
     print(
-        f"{arguments.out}: {summary.added} videos of {summary.stores} stores added, {summary.skipped} already stored,  "
+        f"{arguments.out}: {summary.added} videos of {summary.stores} stores added, {summary.skipped} already stored, "
         f"{summary.failed} failed" + (f", {summary.partial} only in part" if summary.partial else "")
     )
     return tell_failures(arguments.out) if summary.failed or summary.partial else 0
@@ -242,7 +242,7 @@ def _run_import(arguments: argparse.Namespace) -> int:
         print("hint: --transpose exchanges the axes of (width, segments) arrays; --dim D says how wide an embedding is")
         raise
     print(
-        f"{arguments.out}: {summary.added} videos imported, {summary.kept} already stored,  {summary.failed} failed; "
+        f"{arguments.out}: {summary.added} videos imported, {summary.kept} already stored, {summary.failed} failed; "
         f"{summary.segments} segments of width {summary.dim} in all"
     )
     if summary.left_out:
