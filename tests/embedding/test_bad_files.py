@@ -17,9 +17,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from jobs import contents, embed
 
 from films import write_film
+from jobs import contents, embed
 from lvmae.cli import main
 from lvmae.store import EmbeddingStore
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import MEAN, Mean, contents, embed
 
 from films import write_film
+from jobs import MEAN, Mean, contents, embed
 from lvmae.embedding import embed_videos
 from lvmae.errors import InputError, WorkError
 from lvmae.store import EmbeddingStore, merge_stores, remove_videos

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import MEAN
 
 from films import write_film
+from jobs import MEAN
 from lvmae.cli import main
 
 

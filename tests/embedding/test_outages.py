@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import Mean, contents, embed
 
 from films import write_film
+from jobs import Mean, contents, embed
 from lvmae.cli import main
 from lvmae.embedding.pipeline import FrameFormat, Job, Postponed, decode_files
 from lvmae.embedding.sources import VideoFile

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import contents, embed
 
 from films import write_film
+from jobs import contents, embed
 from lvmae.cli import main
 from lvmae.errors import InputError
 from lvmae.store import EmbeddingStore

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import MEAN, Mean, contents, embed
 
 from films import write_film
+from jobs import MEAN, Mean, contents, embed
 from lvmae.embedding import local_engine, pipeline
 from lvmae.embedding.pipeline import Advanced, Job, embed_files, joined, shared_out
 from lvmae.embedding.sources import VideoFile

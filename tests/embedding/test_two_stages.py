@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import Mean, contents, embed
 
 from films import write_film
+from jobs import Mean, contents, embed
 from lvmae.embedding import engine, frame_memory, local_engine, pipeline, two_stages
 from lvmae.embedding.frame_memory import FrameMemory
 from lvmae.embedding.two_stages import _Balance
