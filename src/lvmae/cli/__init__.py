@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lvmae",
         description="Learn from, represent, search and understand long videos (LV-MAE).",
-        epilog="The path: embed -> pretrain -> represent -> probe, interpret. `lvmae demo` walks it.",
+        epilog="Typical order: embed -> pretrain -> represent -> probe, interpret. `lvmae demo` runs all of it.",
     )
     parser.add_argument("--version", action="version", version=f"lvmae {lvmae.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -137,19 +137,21 @@ def _add_quickstart(commands: Any) -> None:
         commands,
         "quickstart",
         _run_quickstart,
-        brief="From a folder of videos to the open page, in one command.",
+        brief="Embed a folder of videos and open a search page, in one command.",
         goes_in="videos: files, folders, URLs or manifests",
-        comes_out="a store, chapters, with enough videos a run and a report, and the search page, until Ctrl-C",
+        comes_out="a store, chapters and the search page (until Ctrl-C); with enough videos, also a run and a report",
         example="lvmae quickstart films/",
     )
     command.add_argument("videos", nargs="+", help="video files, folders, URLs or manifests")
     command.add_argument("--out", default="quickstart", help="folder for everything (default: quickstart)")
     command.add_argument(
-        "--encoder", default="conse", help="name, or module:Class of your own (default: conse, offline)"
+        "--encoder",
+        default="conse",
+        help="name of an encoder, or your own module:Class (default: conse, works offline)",
     )
-    command.add_argument("--dry-run", action="store_true", help="print what it would cost, and do nothing")
-    command.add_argument("--no-serve", action="store_true", help="end after the last step, without the page")
-    command.add_argument("--no-open", action="store_true", help="print the page's address, and open no browser")
+    command.add_argument("--dry-run", action="store_true", help="print the expected cost; do nothing")
+    command.add_argument("--no-serve", action="store_true", help="do not start the search page")
+    command.add_argument("--no-open", action="store_true", help="do not open a browser; print the page's address")
 
 
 def _run_quickstart(arguments: argparse.Namespace) -> int:
@@ -170,16 +172,16 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         _run_demo,
-        brief="Make a corpus of long videos and walk the whole path on it.",
+        brief="Make a small corpus of videos and run every step on it.",
         goes_in="nothing",
         comes_out="videos, store, run, representations, a table and report.html in one folder",
         example="lvmae demo --out demo",
     )
     command.add_argument("--out", default="demo", help="folder for everything (default: demo)")
     command.add_argument(
-        "--videos", type=int, help="how many short videos (default: the demo's own number, 48 at least)"
+        "--videos", type=int, help="number of short videos, at least 48 (default: the demo's own number)"
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

@@ -16,44 +16,52 @@ def add_ablate(commands: Any) -> None:
         commands,
         "ablate",
         _run_ablate,
-        brief="Pre-train, represent and probe every cell of a grid over recipes and stores.",
-        goes_in="one or more stores of the same videos, labels, and what to vary: settings of a recipe, recipes, seeds",
+        brief="Compare settings: pre-train and probe every cell of a grid over recipes and stores.",
+        goes_in="one or more stores of the same videos, labels, and the axes: settings of a recipe, recipes, seeds",
         comes_out="results.parquet, table.md, table.tex and figures as PNG and SVG; rerun the same command to resume",
         example="lvmae ablate store --labels labels.csv --recipe tiny --grid mask=random,semantic "
         "--grid mask_ratio=0.3,0.4,0.5 --grid seed=0,1,2 --out ablation",
     )
-    command.add_argument("store", nargs="?", help="the store, where there is one")
+    command.add_argument("store", nargs="?", help="the store, if there is only one")
     command.add_argument(
         "--store",
         action="append",
         default=[],
         metavar="NAME=PATH",
         dest="stores",
-        help="a store by name; several are an axis, such as the same videos in segments of 5 and of 10 s, or in 8 and 16 frames",
+        help="a named store; several form an axis, such as the same videos in segments of 5 s and of 10 s",
     )
     command.add_argument(
         "--on",
         action="append",
         default=[],
         metavar="[NAME=]PATH",
-        help="the store of labelled videos to probe on, where it is another than the one trained on",
+        help="store with the labelled videos (default: the store trained on)",
     )
-    command.add_argument("--plan", metavar="FILE", help="all of this in one TOML file; what is given here goes over it")
-    command.add_argument("--labels", help="CSV with the columns id, label and, if the split is fixed, split")
-    command.add_argument("--task", help="instead of labels, one of the paper's: lvu/director, breakfast, coin, ...")
-    command.add_argument("--annotations", metavar="FOLDER", help="where the annotation files of --task lie")
-    command.add_argument("--recipe", help="what every cell begins with (default: base)")
+    command.add_argument(
+        "--plan", metavar="FILE", help="read these options from a TOML file; options on the command line override it"
+    )
+    command.add_argument("--labels", help="CSV with the columns id, label and optionally split")
+    command.add_argument(
+        "--task", help="instead of labels, a benchmark of the paper: lvu/director, breakfast, coin, ..."
+    )
+    command.add_argument("--annotations", metavar="FOLDER", help="folder of the annotation files of --task")
+    command.add_argument("--recipe", help="recipe of every cell (default: base)")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every cell")
     command.add_argument(
-        "--grid", action="append", default=[], metavar="KEY=V,V", help="an axis: a setting of the recipe, or 'recipe'"
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=V,V",
+        help="an axis: a setting of the recipe, or 'recipe', and its values; repeatable",
     )
     command.add_argument("--probe", action="append", help="only this probe (default: linear and attentive)")
     command.add_argument("--seeds", type=int, help="repetitions of each probe (default: 5)")
     command.add_argument(
-        "--raw", action="store_true", default=None, help="probe the raw embeddings too, for comparison"
+        "--raw", action="store_true", default=None, help="also probe the raw embeddings, for comparison"
     )
-    command.add_argument("--dry-run", action="store_true", help="only list the cells and what they cost")
-    command.add_argument("--out", required=True, help="folder of the ablation")
+    command.add_argument("--dry-run", action="store_true", help="only list the cells and their cost")
+    command.add_argument("--out", required=True, help="folder for all results")
 
 
 def _run_ablate(arguments: argparse.Namespace) -> int:

@@ -13,16 +13,16 @@ def add_import_checkpoint(commands: Any) -> None:
         commands,
         "import-checkpoint",
         _run_import,
-        brief="Make a run of a checkpoint of the authors' code.",
+        brief="Convert a checkpoint of the authors' code to a run.",
         goes_in="an official checkpoint (.pth); nothing in it is executed",
         comes_out="a run with config.json and model.safetensors, for represent, interpret and pretrain --init",
         example="lvmae import-checkpoint official.pth --out run --store store",
     )
     command.add_argument("checkpoint", help="the .pth file")
-    command.add_argument("--out", required=True, metavar="RUN", help="where the run goes")
+    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     command.add_argument(
         "--store",
-        help="a store of the embeddings that it was trained on: its space is recorded, and other stores are refused from then on",
+        help="a store of the embeddings it was trained on: the run records its space and refuses stores of other spaces",
     )
 
 
@@ -31,12 +31,12 @@ def add_export_checkpoint(commands: Any) -> None:
         commands,
         "export-checkpoint",
         _run_export,
-        brief="Write a run's model as a checkpoint that the authors' code reads.",
-        goes_in="a run that has nothing which their layout cannot hold",
+        brief="Convert a run to a checkpoint for the authors' code.",
+        goes_in="a run; refused if it uses a setting that their format cannot store",
         comes_out="an official checkpoint (.pth)",
         example="lvmae export-checkpoint run --out official.pth",
     )
-    command.add_argument("run")
+    command.add_argument("run", help="folder of a run")
     command.add_argument("--out", required=True, metavar="FILE", help="the .pth file to write")
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: how one is described, settings given as key=value, and telling failures."""
+"""Shared by the commands: descriptions, settings given as key=value, reports of failures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def takes_trust(command: Any) -> None:
     command.add_argument(
         "--trust-code",
         action="store_true",
-        help="run code that the data names as module:Class, such as an encoder; it can do anything that you can",
+        help="allow code that the data names as module:Class, such as an encoder; it can do anything that you can",
     )
 
 
@@ -59,9 +59,16 @@ def add_precision(command: Any) -> None:
 
 def add_ranks(group: Any) -> None:
     """Adds the options of one process among several, anywhere, that share a job."""
-    group.add_argument("--rank", type=int, metavar="R", help="do the share of process R, from 0 on; then `lvmae merge`")
-    group.add_argument("--world-size", type=int, metavar="N", help="of N processes")
-    group.add_argument("--slurm", action="store_true", help="take both from SLURM_PROCID and SLURM_NTASKS")
+    group.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="this is process R of --world-size, counted from 0; `lvmae merge` joins the results",
+    )
+    group.add_argument("--world-size", type=int, metavar="N", help="number of processes")
+    group.add_argument(
+        "--slurm", action="store_true", help="take --rank and --world-size from SLURM_PROCID and SLURM_NTASKS"
+    )
 
 
 def rank_of(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
@@ -125,8 +132,8 @@ def tell_changed(changed: Sequence[str], command: str, most: int = 5) -> None:
         names = ", ".join(printable(without_secrets(name)) for name in changed[:most])
         names += f" and {len(changed) - most} more" if len(changed) > most else ""
         print(
-            f"  {len(changed)} changed since they were stored, and are left as they were: {names}; "
-            f"`lvmae {command} --refresh` takes them again"
+            f"  {len(changed)} changed since they were stored, and were not updated: {names}; "
+            f"`lvmae {command} --refresh` updates them"
         )
 
 

@@ -15,20 +15,20 @@ def add_duplicates(commands: Any) -> None:
         commands,
         "duplicates",
         _run_duplicates,
-        brief="Find videos, and spans of them, that show the same.",
-        goes_in="a store; its videos, where they can be read, decide",
-        comes_out="a table of pairs with start and end on both sides; with --out CSV or JSON",
+        brief="Find near-duplicate videos and spans.",
+        goes_in="a store; if its videos can be read, their pictures decide",
+        comes_out="a table of pairs with start and end in both videos; --out writes CSV or JSON",
         example="lvmae duplicates store --out duplicates.csv --exclude-into exclude.txt",
     )
-    command.add_argument("store")
-    command.add_argument("--out", metavar="FILE", help="ends in .csv or .json")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("--out", metavar="FILE", help="output file, ending in .csv or .json")
+    command.add_argument("--exclude-into", metavar="FILE", help="write the ids to exclude so that no duplicates remain")
     command.add_argument(
-        "--exclude-into", metavar="FILE", help="write the ids that have to go so that no two videos show the same"
+        "--no-pictures", action="store_true", help="compare vectors only: faster, but look-alikes count as copies"
     )
     command.add_argument(
-        "--no-pictures", action="store_true", help="decide by vectors alone: faster, and look-alikes pass for copies"
+        "--min-seconds", type=float, default=3.0, metavar="S", help="minimum length of a span (default: 3)"
     )
-    command.add_argument("--min-seconds", type=float, default=3.0, metavar="S", help="shortest span (default: 3)")
 
 
 def _run_duplicates(arguments: argparse.Namespace) -> int:

@@ -24,9 +24,9 @@ def add_probe(commands: Any) -> None:
         commands,
         "probe",
         _run_probe,
-        brief="Judge frozen features by linear and attentive probes.",
-        goes_in="representations (or a store), and a CSV of id,label[,split], or a benchmark's annotation files",
-        comes_out="a table: mean and spread over seeds, beside chance and, with --raw, the raw embeddings",
+        brief="Evaluate frozen features with linear and attentive probes.",
+        goes_in="representations or a store; labels as a CSV with id,label[,split], or a benchmark's annotation files",
+        comes_out="a table: mean and spread over seeds, chance level and, with --raw, the raw embeddings",
         example="lvmae probe reps --labels labels.csv --raw store\n"
         "         lvmae probe reps --task lvu --annotations annotations --raw store --compare",
     )
@@ -34,95 +34,95 @@ def add_probe(commands: Any) -> None:
     asked = command.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--labels",
-        help="CSV, TSV, JSONL or Parquet with the columns id, label (a|b for several) and, if the split is fixed, split; with "
-        "start and end (seconds) too, its labels are on spans of time",
+        help="CSV, TSV, JSONL or Parquet with the columns id, label (a|b for several) and optionally split; "
+        "with columns start and end (seconds), the labels describe spans of time",
     )
     asked.add_argument(
         "--task",
-        help="one of the paper's: breakfast, coin, lvu/director (genre, writer, year, scene, way_speaking, relationship, "
+        help="a benchmark of the paper: breakfast, coin, lvu/director (genre, writer, year, scene, way_speaking, relationship, "
         "like_ratio, view_count), or lvu for all nine; or your own module:Class",
     )
-    command.add_argument("--annotations", metavar="DIR", help="with --task: the folder of its annotation files")
+    command.add_argument("--annotations", metavar="DIR", help="with --task: folder of the annotation files")
     command.add_argument(
         "--kind",
         choices=["classification", "multilabel", "regression"],
-        help="with --labels: what they are, instead of reading it off them",
+        help="with --labels: kind of task (default: detected from the labels)",
     )
     command.add_argument("--raw", metavar="STORE", help="also probe this store's raw embeddings, for comparison")
-    command.add_argument("--run", help="the run that the representations must be of; those of another are refused")
+    command.add_argument("--run", help="refuse representations that are not from this run")
     command.add_argument(
         "--protocol",
         choices=["standard", "paper"],
-        help="standard: regularised linear models, nearest neighbours and the attentive probe, all chosen on val (default "
-        "with --labels); paper: its training to the letter (default with --task)",
+        help="standard: regularised linear models, nearest neighbours and the attentive probe, all tuned on val (default "
+        "with --labels); paper: exactly the paper's training (default with --task)",
     )
     command.add_argument(
         "--probe",
         action="append",
         choices=["linear", "knn", "attentive"],
-        help="only this probe; may be given twice (default: all of the protocol)",
+        help="only this probe; repeatable (default: all probes of the protocol)",
     )
     command.add_argument(
         "--readout",
         action="append",
         choices=["mean", "cls", "both", "mean+std", "mean+center", "mean+std+center", "layers"],
-        help="what the linear probe reads: the mean of the tokens, [CLS], both, or mean and standard deviation; may be given "
-        "twice (default: all)",
+        help="input of the linear probe: mean of the tokens, [CLS], both, or mean and standard deviation; repeatable "
+        "(default: all)",
     )
-    command.add_argument("--class-weight", choices=["balanced"], help="every class weighs alike in training")
+    command.add_argument("--class-weight", choices=["balanced"], help="give all classes the same weight in training")
     add_device(command)
     command.add_argument(
         "--group",
         metavar="COLUMN",
-        help="with --labels: its column of what stays on one side of a split, such as the film",
+        help="with --labels: column of groups, such as films; a group is never divided between splits",
     )
     command.add_argument(
         "--baseline",
         action="append",
         default=[],
         choices=["transformer", "mamba"],
-        help="also train this model end to end on the raw embeddings; may be given twice",
+        help="also train this model end to end on the raw embeddings; repeatable",
     )
     command.add_argument(
         "--standardize",
         action="store_true",
-        help="also a linear probe on standardized features, which makes the paper's rate fair to features of any scale",
+        help="also run a linear probe on standardized features: the paper's learning rate then suits features of any scale",
     )
     command.add_argument(
-        "--label-fraction", type=float, metavar="SHARE", help="train on this share of the train labels, such as 0.01"
+        "--label-fraction", type=float, metavar="SHARE", help="train on this fraction of the train labels, such as 0.01"
     )
     command.add_argument("--seeds", type=int, default=5, help="repetitions (default: 5)")
-    command.add_argument(
-        "--compare", action="store_true", help="with --task: also the paper's figures, marked as published"
-    )
+    command.add_argument("--compare", action="store_true", help="with --task: also show the paper's published figures")
     command.add_argument(
         "--format",
         default="text",
         choices=["text", "markdown", "latex", "json", "csv"],
-        help="of what is printed (default: text)",
+        help="format of the printed table (default: text)",
     )
     command.add_argument(
         "--out",
         metavar="FILE",
-        help="also write it, by its suffix as .md, .tex, .txt, .csv or, with every figure, as .json",
+        help="also write the table to this file: .md, .tex, .txt, .csv, or .json with every figure",
     )
     command.add_argument(
-        "--predictions", metavar="FILE", help="every test video's label, answer and scores, as .csv or .parquet"
+        "--predictions",
+        metavar="FILE",
+        help="write the label, prediction and scores of every test video, as .csv or .parquet",
     )
     command.add_argument(
         "--detect",
         action="store_true",
-        help="of labels on spans: also find spans, judged by mAP at overlaps of 0.3 to 0.7",
+        help="with labels on spans: also detect spans; reports mAP at overlaps of 0.3 to 0.7",
     )
     command.add_argument(
         "--save",
         metavar="PROBE",
-        help="keep a linear probe, fitted to all labels but those of a fixed test split, for `lvmae predict` and `suggest`",
+        help="save a linear probe for `lvmae predict` and `suggest`, fitted to all labels except a fixed test split",
     )
     command.add_argument(
         "--missing",
         metavar="FILE",
-        help="list the annotated videos that are not in the store as CSV (default: beside --out, where any are)",
+        help="write a CSV of the annotated videos that are not in the store (default: beside --out, if there are any)",
     )
 
 
@@ -161,7 +161,7 @@ def _family_parts(task: str) -> tuple[str, ...]:
 
 
 def _save(arguments: argparse.Namespace) -> str:
-    """Keeps a probe; what is to be said of it."""
+    """Saves a probe; returns the line to print about it."""
     from lvmae.evaluation import fit_probe, fit_span_probe, load_task
     from lvmae.evaluation.labels import is_on_spans
 
@@ -195,7 +195,7 @@ def _suffix(path: str | None, known: Collection[str], option: str) -> None:
 
 
 def _refuse_beside_spans(arguments: argparse.Namespace) -> None:
-    """Labels on spans are read by a linear probe of segments' tokens: what chooses another one would do nothing."""
+    """Refuses options that have no effect on labels of spans: those use a linear probe on segment tokens."""
     given = {
         "--kind": arguments.kind,
         "--group": arguments.group,
@@ -260,7 +260,7 @@ def _probed(arguments: argparse.Namespace) -> ProbeTable | FamilyResult | SpanTa
 
 
 def _write(result: ProbeTable | FamilyResult | SpanTable, arguments: argparse.Namespace) -> list[str]:
-    """Writes all that was asked for, before anything is printed; what is to be said of it."""
+    """Writes all requested files before anything is printed; returns the lines to print about them."""
     from lvmae.evaluation.tables import missing_csv, write_predictions
 
     listed = Path(arguments.missing) if arguments.missing else None
@@ -281,7 +281,7 @@ def _write(result: ProbeTable | FamilyResult | SpanTable, arguments: argparse.Na
 
 
 def _make_room(path: Path) -> None:
-    """Sees that a file can be written before the work is done that it is to hold."""
+    """Checks that a file can be written, before the work starts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,15 +15,15 @@ def add_stats(commands: Any) -> None:
         commands,
         "stats",
         _run_stats,
-        brief="Tell what a store holds, in figures.",
+        brief="Print statistics of a store.",
         goes_in="a store or representations",
-        comes_out="hours, durations, sizes, failures, still segments, the most central and most unusual videos",
+        comes_out="hours, durations, sizes, failures, still segments, most central and most unusual videos",
         example="lvmae stats store --out stats.png",
     )
-    command.add_argument("store")
-    command.add_argument("--out", metavar="FILE", help="ends in .json, .txt or .png")
-    command.add_argument("--json", action="store_true", help="as JSON")
-    command.add_argument("--pictures", action="store_true", help="look at the videos too, to tell black segments")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("--out", metavar="FILE", help="output file, ending in .json, .txt or .png")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--pictures", action="store_true", help="also read the videos, to count black segments")
 
 
 def _run_stats(arguments: argparse.Namespace) -> int:
@@ -43,19 +43,30 @@ def add_export(commands: Any) -> None:
         commands,
         "export",
         _run_export,
-        brief="Write a store as files that other tools open.",
+        brief="Export a store to files for other tools.",
         goes_in="a store or representations",
-        comes_out="a Parquet table of segments, which embedding-atlas, DuckDB and pandas open; or WebVTT chapters",
+        comes_out="a Parquet table of segments, for embedding-atlas, DuckDB and pandas; or WebVTT chapters",
         example="lvmae export store --to segments.parquet",
     )
     takes_trust(command)
-    command.add_argument("store")
-    command.add_argument("--to", required=True, metavar="FILE", help="a file in .parquet; or webvtt, with --out FOLDER")
-    command.add_argument("--out", metavar="FOLDER", help="with webvtt: a file a video (default: chapters)")
-    command.add_argument("--captions", metavar="FILE", help="whose texts become the column text")
-    command.add_argument("--projection", default="pca", choices=["pca", "umap"], help="to the plane (default: pca)")
-    command.add_argument("--no-pictures", action="store_true", help="leave pictures out of the table")
-    command.add_argument("--neighbours", type=int, default=10, metavar="N", help="that each row names (default: 10)")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE",
+        help="output file ending in .parquet; or the word webvtt, with --out FOLDER",
+    )
+    command.add_argument(
+        "--out", metavar="FOLDER", help="with webvtt: folder for one file per video (default: chapters)"
+    )
+    command.add_argument("--captions", metavar="FILE", help="captions, for the column text")
+    command.add_argument(
+        "--projection", default="pca", choices=["pca", "umap"], help="method for the 2-D map (default: pca)"
+    )
+    command.add_argument("--no-pictures", action="store_true", help="leave out pictures")
+    command.add_argument(
+        "--neighbours", type=int, default=10, metavar="N", help="number of neighbours listed per row (default: 10)"
+    )
 
 
 def _run_export(arguments: argparse.Namespace) -> int:

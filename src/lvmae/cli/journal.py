@@ -1,4 +1,4 @@
-"""What a command leaves for operators: a log, an event a file in it, and a summary that programs read."""
+"""The records of a command for operators: a log with one event per file, and a summary as JSON."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _LEVELS = ("debug", "info", "warning", "error")
 def takes_journal(command: Any) -> None:
     """Adds the options; `lvmae.cli` carries them out."""
     group = command.add_argument_group("logs")
-    group.add_argument("--log", metavar="FILE", help="add what is said, and an event a file, to this file")
+    group.add_argument("--log", metavar="FILE", help="append all messages, and one event per file, to this file")
     group.add_argument(
         "--log-level",
         choices=_LEVELS,
         default="info",
-        help="what is said at least, here and in the log (default: info)",
+        help="lowest level to print and log (default: info)",
     )
     group.add_argument(
         "--log-format",
         choices=["text", "json"],
         default="text",
-        help="of the log: lines of text, or of JSON (default: text)",
+        help="format of the log: lines of text or of JSON (default: text)",
     )
-    group.add_argument("--summary", metavar="FILE", help="write what came out, with the exit code, as JSON")
+    group.add_argument("--summary", metavar="FILE", help="write the results and the exit code to this file, as JSON")
 
 
 @contextlib.contextmanager
 def journal(arguments: argparse.Namespace) -> Iterator[None]:
-    """Has the package's loggers write to standard error, and to the log that was asked for, within the block.
+    """Within the block, the package's loggers write to standard error, and to the log if there is one.
 
     Raises InputError where the log cannot be written.
     """
@@ -71,7 +71,7 @@ def journal(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def write_summary(arguments: argparse.Namespace, *, began: float, code: int, error: str | None) -> None:
-    """Writes the summary that was asked for. Raises WorkError where it cannot be written."""
+    """Writes the summary. Raises WorkError if it cannot be written."""
     tell_event("ended", f"ended with exit code {code}" + (f": {error}" if error else ""), exit_code=code)
     path = getattr(arguments, "summary", None)
     if not path:
@@ -125,7 +125,7 @@ class _Json(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """JSON's kinds of value; a number that is none, such as NaN, is null."""
+    """Converts to the types of JSON; NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
@@ -136,6 +136,6 @@ def _plain(value: Any) -> Any:
 
 
 def flush_output() -> None:
-    """Brings standard output out, so that what is wrong with it is noticed while it can be said."""
+    """Flushes standard output, so that an error in it is noticed while it can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()

@@ -20,14 +20,14 @@ def add_predict(commands: Any) -> None:
         commands,
         "predict",
         _run_predict,
-        brief="Classes and calibrated scores of every video of a store, by a kept probe.",
-        goes_in="a probe that `lvmae probe ... --save` kept, and a store or representations of the same space",
-        comes_out="a row a video, or a row a span: CSV, Parquet or JSON, by the suffix of --out",
+        brief="Predict classes with calibrated scores for every video of a store, with a saved probe.",
+        goes_in="a probe from `lvmae probe ... --save`, and a store or representations of the same space",
+        comes_out="one row per video, or per span; --out writes CSV, Parquet or JSON, by its suffix",
         example="lvmae probe reps --labels labels.csv --save PROBE\n         lvmae predict PROBE reps --out predictions.csv",
     )
-    command.add_argument("probe", help="the kept probe")
-    command.add_argument("store", help="representations or a store, of the space that the probe reads")
-    command.add_argument("--out", metavar="FILE", help="where to (default: a table is printed)")
+    command.add_argument("probe", help="folder of the saved probe")
+    command.add_argument("store", help="representations or a store, in the same space as the probe")
+    command.add_argument("--out", metavar="FILE", help="output file (default: print a table)")
 
 
 def add_suggest(commands: Any) -> None:
@@ -35,18 +35,21 @@ def add_suggest(commands: Any) -> None:
         commands,
         "suggest",
         _run_suggest,
-        brief="The videos whose label would teach a kept probe most.",
-        goes_in="a probe that `lvmae probe ... --save` kept, and the store it is to learn from",
-        comes_out="ids with what the probe takes them for; --out writes a label file to fill in",
+        brief="List the videos to label next: those that a saved probe would learn most from.",
+        goes_in="a probe from `lvmae probe ... --save`, and the store with the unlabelled videos",
+        comes_out="ids with the probe's predictions; --out writes a label file to fill in",
         example="lvmae suggest PROBE reps --count 20 --out next.csv",
     )
-    command.add_argument("probe", help="the kept probe")
-    command.add_argument("store", help="representations or a store, of the space that the probe reads")
-    command.add_argument("--count", type=int, default=20, help="how many (default: 20)")
+    command.add_argument("probe", help="folder of the saved probe")
+    command.add_argument("store", help="representations or a store, in the same space as the probe")
+    command.add_argument("--count", type=int, default=20, help="number of videos (default: 20)")
     command.add_argument(
-        "--by", default="margin", choices=["margin", "entropy"], help="how unsure a probe is (default: margin)"
+        "--by",
+        default="margin",
+        choices=["margin", "entropy"],
+        help="measure of the probe's uncertainty (default: margin)",
     )
-    command.add_argument("--labels", metavar="FILE", help="leave out the videos of this label file too")
+    command.add_argument("--labels", metavar="FILE", help="also skip the videos in this label file")
     command.add_argument(
         "--out", metavar="FILE", help="write a CSV with the columns id, label (empty), suggestion, score"
     )

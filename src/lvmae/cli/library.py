@@ -18,30 +18,40 @@ def add_caption(commands: Any) -> None:
         commands,
         "caption",
         _run_caption,
-        brief="Ask a vision LLM for a caption of each segment.",
-        goes_in="a store, its videos, and any OpenAI-compatible endpoint: a local vLLM or Ollama, or a hosted one",
+        brief="Caption every segment with a vision LLM.",
+        goes_in="a store, its videos, and an OpenAI-compatible endpoint: a local vLLM or Ollama, or a hosted one",
         comes_out="a CSV of video,start,end,text; rerun the same command to resume",
         example="lvmae caption store --out captions.csv --endpoint http://127.0.0.1:11434/v1 --model qwen2.5vl",
     )
     command.epilog = "A key is read from LVMAE_API_KEY, or else OPENAI_API_KEY, and is written nowhere."
-    command.add_argument("store")
-    command.add_argument("--out", required=True, help="the CSV; what is in it is not asked for again")
-    command.add_argument("--endpoint", required=True, metavar="URL", help="mostly ends in /v1")
-    command.add_argument("--model", required=True, metavar="NAME", help="a model that takes pictures")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("--out", required=True, help="the CSV; segments that it already holds are skipped")
     command.add_argument(
-        "--frames", type=int, metavar="N", help="of each segment, evenly spaced (default: 8; paper: 20)"
+        "--endpoint", required=True, metavar="URL", help="address of the endpoint; usually ends in /v1"
     )
-    command.add_argument("--frame-height", type=int, metavar="PIXELS", help="of the pictures sent (default: 360)")
-    command.add_argument("--prompt", help="what to ask (default: one or two sentences on who, where and what)")
-    command.add_argument("--max-tokens", type=int, metavar="N", help="longest answer; 0: the server's (default: 300)")
-    command.add_argument("--concurrency", type=int, metavar="N", help="requests at once (default: 4)")
-    command.add_argument("--requests-per-minute", type=float, metavar="N", help="retries included (default: any)")
-    command.add_argument("--timeout", type=float, metavar="S", help="of one request (default: 120)")
-    command.add_argument("--retries", type=int, metavar="N", help="further tries of a segment (default: 5)")
-    command.add_argument("--price-in", type=float, metavar="USD", help="per million tokens, for the estimate")
-    command.add_argument("--price-out", type=float, metavar="USD", help="likewise, for tokens answered")
-    command.add_argument("--yes", action="store_true", help="where there is a price: do not ask before starting")
-    command.add_argument("--dry-run", action="store_true", help="only estimate")
+    command.add_argument("--model", required=True, metavar="NAME", help="name of a model that accepts images")
+    command.add_argument(
+        "--frames", type=int, metavar="N", help="frames per segment, evenly spaced (default: 8; paper: 20)"
+    )
+    command.add_argument("--frame-height", type=int, metavar="PIXELS", help="height of the images sent (default: 360)")
+    command.add_argument("--prompt", help="prompt (default: asks for one or two sentences on who, where and what)")
+    command.add_argument(
+        "--max-tokens", type=int, metavar="N", help="maximum length of an answer; 0: the server's limit (default: 300)"
+    )
+    command.add_argument("--concurrency", type=int, metavar="N", help="concurrent requests (default: 4)")
+    command.add_argument(
+        "--requests-per-minute", type=float, metavar="N", help="maximum rate, retries included (default: no limit)"
+    )
+    command.add_argument("--timeout", type=float, metavar="S", help="timeout of one request (default: 120)")
+    command.add_argument("--retries", type=int, metavar="N", help="retries per segment (default: 5)")
+    command.add_argument(
+        "--price-in", type=float, metavar="USD", help="price of a million input tokens, for the estimate"
+    )
+    command.add_argument(
+        "--price-out", type=float, metavar="USD", help="price of a million output tokens, for the estimate"
+    )
+    command.add_argument("--yes", action="store_true", help="start without asking, even if there is a price")
+    command.add_argument("--dry-run", action="store_true", help="only print the estimate")
 
 
 def _run_caption(arguments: argparse.Namespace) -> int:
@@ -68,24 +78,26 @@ def add_interpret(commands: Any) -> None:
         commands,
         "interpret",
         _run_interpret,
-        brief="Read masked reconstructions back as captions.",
-        goes_in="a run, its store and, if you have them, captions (CSV, JSONL, SRT or VTT)",
-        comes_out="retrieval figures beside the floors, and one HTML page that needs no network",
+        brief="Show what the model reconstructs for masked segments, as captions.",
+        goes_in="a run, its store and optionally captions (CSV, JSONL, SRT or VTT)",
+        comes_out="retrieval figures compared with simple baselines, and one HTML page that works offline",
         example="lvmae interpret run store --captions captions.csv --out report.html",
     )
     takes_trust(command)
-    command.add_argument("run")
-    command.add_argument("store")
-    command.add_argument("--captions", help="columns video, start, end, text; without it, the encoder's own vocabulary")
+    command.add_argument("run", help="folder of a run")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument(
+        "--captions", help="captions with columns video, start, end, text (default: the encoder's own vocabulary)"
+    )
     command.add_argument("--out", required=True, help="the HTML page")
     command.add_argument(
         "--mask", default="random", help=f"{', '.join(STRATEGIES)}, or module:function (default: random)"
     )
-    command.add_argument("--ratio", type=float, default=0.4, help="share of segments to mask (default: 0.4)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--ratio", type=float, default=0.4, help="fraction of segments to mask (default: 0.4)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     add_device(command)
     add_precision(command)
-    command.add_argument("--probe-table", metavar="JSON", help="show this table of `lvmae probe --out` on the page")
+    command.add_argument("--probe-table", metavar="JSON", help="a table from `lvmae probe --out` to show on the page")
 
 
 def _run_interpret(arguments: argparse.Namespace) -> int:
@@ -146,29 +158,29 @@ def add_serve(commands: Any) -> None:
         commands,
         "serve",
         _run_serve,
-        brief="Search a library in the browser, by any text, as you type.",
-        goes_in="a store of an encoder that reads text; pictures come from the videos, where they still are",
+        brief="Open a page in the browser that searches a store by text, as you type.",
+        goes_in="a store whose encoder reads text; pictures come from the videos, if they are still there",
         comes_out="a page at http://127.0.0.1:8000, until Ctrl-C",
         example="lvmae serve store",
     )
     takes_trust(command)
-    command.add_argument("store")
-    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("--port", type=int, default=8000, help="port; 0 chooses a free one (default: 8000)")
     command.add_argument(
-        "--host", default="127.0.0.1", help="any but this machine's own asks for the token (default: 127.0.0.1)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; visitors from other machines need the token (default: 127.0.0.1)",
     )
+    command.add_argument("--token", help="token for visitors (default: if one is needed, it is generated and printed)")
     command.add_argument(
-        "--token", help="what a visitor must know; made up and printed where it is needed and not given"
-    )
-    command.add_argument(
-        "--token-file", metavar="FILE", help="read it from a file (otherwise from LVMAE_TOKEN, where that is set)"
+        "--token-file", metavar="FILE", help="read the token from a file (default: from LVMAE_TOKEN, if set)"
     )
     command.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="let /v1/embeddings fetch videos from this host; may be repeated (default: from none)",
+        help="allow /v1/embeddings to fetch videos from this host; repeatable (default: none)",
     )
 
 
@@ -192,27 +204,27 @@ def add_timeline(commands: Any) -> None:
         commands,
         "timeline",
         _run_timeline,
-        brief="Cut a video into chapters where it turns to something else.",
+        brief="Cut a video into chapters where its content changes.",
         goes_in="a store and the id of one of its videos",
-        comes_out="a line a chapter; with --out WebVTT chapters, JSON, text or a picture, by the suffix",
+        comes_out="one line per chapter; --out writes WebVTT chapters, JSON, text or a picture, by its suffix",
         example="lvmae timeline store film --out film.vtt",
     )
     takes_trust(command)
-    command.add_argument("store")
-    command.add_argument("video", help="its id; `lvmae inspect store` shows some")
-    command.add_argument("--out", metavar="FILE", help="ends in .vtt, .json, .txt or .png")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("video", help="id of the video; `lvmae inspect store` shows some")
+    command.add_argument("--out", metavar="FILE", help="output file, ending in .vtt, .json, .txt or .png")
     command.add_argument(
         "--spans",
         metavar="FILE",
-        help="show these spans too: a table of id, start, end, label, as `lvmae predict` writes it",
+        help="also show these spans: a table of id, start, end, label, as `lvmae predict` writes it",
     )
     number = command.add_mutually_exclusive_group()
-    number.add_argument("--chapters", type=int, metavar="N", help="exactly so many")
+    number.add_argument("--chapters", type=int, metavar="N", help="exact number of chapters")
     number.add_argument(
         "--min-seconds",
         type=float,
         metavar="S",
-        help="least length of a chapter (default: 10, or a fortieth of the video)",
+        help="minimum length of a chapter (default: 10, or 1/40 of the video)",
     )
 
 

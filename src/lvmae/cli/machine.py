@@ -14,12 +14,12 @@ def add_doctor(commands: Any) -> None:
         commands,
         "doctor",
         _run_doctor,
-        brief="Say what this machine has and whether each part works, for bug reports.",
+        brief="Check this machine and every part of lvmae; include the output in bug reports.",
         goes_in="nothing",
-        comes_out="versions, devices, codecs, cache, free disk and extras; exit code 1 where something is wrong",
+        comes_out="versions, devices, codecs, cache, free disk and extras; exit code 1 if something is wrong",
         example="lvmae doctor --json",
     )
-    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from lvmae.sequences import STRATEGIES
 
 def _takes_dry_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--dry-run", action="store_true", help="print segments, steps, bytes and time expected, and write nothing"
+        "--dry-run", action="store_true", help="print the expected segments, steps, bytes and time; write nothing"
     )
 
 
@@ -21,33 +21,35 @@ def add_pretrain(commands: Any) -> None:
         commands,
         "pretrain",
         _run_pretrain,
-        brief="Pre-train LV-MAE on embeddings, self-supervised.",
-        goes_in="one or more stores of one embedding space",
+        brief="Pre-train LV-MAE on the embeddings of a store, without labels.",
+        goes_in="one or more stores with the same embedding space",
         comes_out="a run: the model, its card, curves and checkpoints; rerun the same command to resume",
         example="lvmae pretrain store --out run --recipe tiny --set epochs=50",
     )
     command.add_argument("stores", nargs="+", metavar="store")
-    command.add_argument("--out", required=True, help="where the run goes")
-    command.add_argument("--recipe", default="base", help="named configuration, or a run's recipe.json (default: base)")
+    command.add_argument("--out", required=True, help="folder of the run")
+    command.add_argument(
+        "--recipe", default="base", help="name of a recipe, or the recipe.json of a run (default: base)"
+    )
     command.add_argument(
         "--only",
         metavar="FILE",
-        help="train on these videos alone: a list of ids, one a line, or a table with a column id",
+        help="train only on these videos: a text file with one id per line, or a table with a column id",
     )
     command.add_argument(
         "--exclude",
         metavar="FILE",
-        help="neither train on nor hold out these videos, such as a benchmark's test videos",
+        help="do not use these videos at all, such as the test videos of a benchmark",
     )
     _takes_dry_run(command)
-    command.add_argument("--init", metavar="RUN", help="begin with the weights of this run or official checkpoint")
+    command.add_argument("--init", metavar="RUN", help="start from the weights of this run or official checkpoint")
     takes_trust(command)
     takes_journal(command)
     add_device(command)
     command.add_argument(
         "--watch",
         metavar="LABELS",
-        help="labels (columns id, label, split) to judge the features of held-out videos by as they are learnt; test labels are "
+        help="labels (columns id, label, split): probe the features of held-out videos during training; test labels are "
         "not read",
     )
     command.add_argument(
@@ -55,8 +57,8 @@ def add_pretrain(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help=f"change one setting of the recipe, such as mask ({', '.join(STRATEGIES)}, or module:function) and loss (an "
-        "unknown one is answered with the list)",
+        help=f"change a setting of the recipe, such as mask ({', '.join(STRATEGIES)}, or module:function) or loss (an "
+        "unknown name prints the list)",
     )
 
 
@@ -92,13 +94,13 @@ def add_push(commands: Any) -> None:
         "push",
         _run_push,
         brief="Upload a finished run to a model hub.",
-        goes_in="a run, and the name of a repository; the token is the one of `hf auth login`, or HF_TOKEN",
+        goes_in="a run and the name of a repository; log in with `hf auth login`, or set HF_TOKEN",
         comes_out="a repository with the model, its card, curves and recipe",
         example="lvmae push run someone/long-videos",
     )
-    command.add_argument("run")
-    command.add_argument("repo", help="user/name; made if it does not exist")
-    command.add_argument("--private", action="store_true", help="make it a private one")
+    command.add_argument("run", help="folder of a run")
+    command.add_argument("repo", help="user/name; created if it does not exist")
+    command.add_argument("--private", action="store_true", help="create a private repository")
 
 
 def _run_push(arguments: argparse.Namespace) -> int:
@@ -113,20 +115,20 @@ def add_represent(commands: Any) -> None:
         commands,
         "represent",
         _run_represent,
-        brief="Compute the frozen model's features of every video, once.",
+        brief="Compute the features of every video in a store with a trained model.",
         goes_in="a run and a store",
         comes_out="representations: [CLS], mean and per-segment features with times, as Parquet",
         example="lvmae represent run store --out reps",
     )
-    command.add_argument("run")
-    command.add_argument("store")
-    command.add_argument("--out", required=True, help="where the representations go")
+    command.add_argument("run", help="folder of a run")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("--out", required=True, help="folder of the representations")
     _takes_dry_run(command)
     command.add_argument(
         "--layers",
         default="last",
         metavar="last|all|K,...",
-        help="keep the mean of each of these layers' tokens too; `lvmae probe` then chooses one on val (default: last)",
+        help="also store the mean token of these layers; `lvmae probe` then chooses a layer on val (default: last)",
     )
     add_device(command)
     add_precision(command)

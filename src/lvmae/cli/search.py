@@ -21,39 +21,42 @@ def add_search(commands: Any) -> None:
         commands,
         "search",
         _run_search,
-        brief="Find the moments that match a text, a picture or a moment, or the videos most like one.",
-        goes_in="a store and a text, a picture file, or a video's id with --at; or a store or representations and a video's id",
-        comes_out="a table of videos, times and cosines, or JSON; with --out CSV, JSON, M3U or EDL",
+        brief="Find moments that match a text, a picture or another moment, or find similar videos.",
+        goes_in="a store and a text, --picture, or --video with --at; for similar videos: a store or representations and --video",
+        comes_out="a table of videos, times and cosines, or JSON; --out writes CSV, JSON, M3U or EDL",
         example='lvmae search store "a dog on a beach" --minus "a cat" --group video --out dogs.m3u',
     )
     takes_trust(command)
     command.add_argument("store", help="a store, or representations with --video")
-    command.add_argument("text", nargs="?", help="what to look for, in words")
-    command.add_argument("--minus", default="", metavar="TEXT", help="less what this text means")
+    command.add_argument("text", nargs="?", help="text to search for")
+    command.add_argument("--minus", default="", metavar="TEXT", help="subtract the meaning of this text")
     command.add_argument("--picture", metavar="FILE", help="find the moments most like this picture")
     command.add_argument("--video", metavar="ID", help="find the videos most like this one")
     command.add_argument(
-        "--at", type=float, metavar="S", help="with --video: find the moments most like what it shows at this second"
+        "--at", type=float, metavar="S", help="with --video: find the moments most like the one at this second"
     )
     command.add_argument(
         "--features",
         choices=["mean", "cls"],
         help="with --video: compare the mean of the segments (the default), or the [CLS] of representations",
     )
-    command.add_argument("--top", type=int, default=10, metavar="N", help="how many (default: 10)")
-    command.add_argument("--group", choices=["moment", "video"], default="moment", help="video: one hit a video")
+    command.add_argument("--top", type=int, default=10, metavar="N", help="number of results (default: 10)")
     command.add_argument(
-        "--exact", action="store_true", help="read every vector, also where there is or would be an index"
+        "--group",
+        choices=["moment", "video"],
+        default="moment",
+        help="video: at most one result per video (default: moment)",
     )
-    command.add_argument("--json", action="store_true", help="as JSON")
-    command.add_argument("--out", metavar="FILE", help="ends in .csv, .json, .m3u or .edl")
+    command.add_argument("--exact", action="store_true", help="compare with every vector instead of using an index")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--out", metavar="FILE", help="output file, ending in .csv, .json, .m3u or .edl")
     some = command.add_argument_group("look only at videos")
-    some.add_argument("--folder", metavar="PATH", help="whose id or source lies below this folder")
+    some.add_argument("--folder", metavar="PATH", help="whose id or source is below this folder")
     some.add_argument("--source", metavar="GLOB", help="whose source matches, such as '*/2024/*.mp4'")
-    some.add_argument("--min-seconds", type=float, metavar="S", help="that last so long at least")
-    some.add_argument("--max-seconds", type=float, metavar="S", help="that last so long at most")
+    some.add_argument("--min-seconds", type=float, metavar="S", help="that last at least S seconds")
+    some.add_argument("--max-seconds", type=float, metavar="S", help="that last at most S seconds")
     some.add_argument("--labels", metavar="FILE", help="a table with columns id and label, for --label")
-    some.add_argument("--label", action="append", default=[], metavar="NAME", help="with this label; may be repeated")
+    some.add_argument("--label", action="append", default=[], metavar="NAME", help="that have this label; repeatable")
     some.add_argument("--after", metavar="DATE", help="whose file was changed on this day or later (2024-05-31)")
     some.add_argument("--before", metavar="DATE", help="whose file was changed before this day")
 
@@ -140,13 +143,15 @@ def add_relocate(commands: Any) -> None:
         commands,
         "relocate",
         _run_relocate,
-        brief="Tell a store where its videos are now.",
-        goes_in="a store, and the folder that its videos have moved to",
-        comes_out="how many of them are found; pages, reports, captions and duplicates read them there",
+        brief="Tell a store that its videos have moved to another folder.",
+        goes_in="a store, and the new folder of its videos",
+        comes_out="the number of videos found there; pages, reports, captions and duplicates use the new places",
         example="lvmae relocate store --to /mnt/archive",
     )
-    command.add_argument("store")
-    command.add_argument("--to", required=True, metavar="FOLDER", help="the folder that holds them, or one above it")
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument(
+        "--to", required=True, metavar="FOLDER", help="the folder that holds the videos, or one above it"
+    )
 
 
 def _run_relocate(arguments: argparse.Namespace) -> int:

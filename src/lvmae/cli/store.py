@@ -18,85 +18,91 @@ def add_embed(commands: Any) -> None:
         commands,
         "embed",
         _run_embed,
-        brief="Embed videos: one frozen video-text embedding per 5-second segment.",
-        goes_in="videos: files, folders, URLs of either, or manifests (CSV, TSV, Parquet: path, and if wanted id, start, end)",
-        comes_out="a store: Parquet files that `datasets`, DuckDB and pandas read; files that failed are listed in it",
+        brief="Embed videos: compute one vector for each 5-second segment, with a frozen encoder.",
+        goes_in="videos: files, folders, URLs, or manifests (CSV, TSV or Parquet; column path, optional: id, start, end)",
+        comes_out="a store: a folder of Parquet files, readable by `datasets`, DuckDB and pandas; it also lists failed files",
         example="lvmae embed films/ --out store",
     )
     command.add_argument("videos", nargs="+", help="video files, folders, URLs or manifests")
     command.add_argument("--out", required=True, help="folder or URL of the store; an existing store is resumed")
     command.add_argument(
-        "--encoder", default="conse", help="name, or module:Class of your own (default: conse, offline)"
+        "--encoder",
+        default="conse",
+        help="name of an encoder, or your own module:Class (default: conse, works offline)",
     )
     command.add_argument(
-        "--encoder-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the encoder"
+        "--encoder-option", action="append", default=[], metavar="KEY=VALUE", help="option for the encoder; repeatable"
     )
     command.add_argument(
-        "--segments", default="fixed", metavar="KIND", help="fixed, or shots: one a shot of the film (default: fixed)"
+        "--segments",
+        default="fixed",
+        metavar="KIND",
+        help="fixed: equal lengths; shots: one segment per shot (default: fixed)",
     )
     command.add_argument(
-        "--segment-seconds", type=float, metavar="S", help="length of a segment (default: 5); of shots, the most (10)"
+        "--segment-seconds",
+        type=float,
+        metavar="S",
+        help="segment length (default: 5); for shots, the maximum (default: 10)",
     )
     command.add_argument(
-        "--stride", type=float, metavar="S", help="start a segment every S seconds (default: its length)"
+        "--stride", type=float, metavar="S", help="start a segment every S seconds (default: the segment length)"
     )
     command.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="segments encoded at once (default: 16)"
+        "--batch-size", type=int, default=16, metavar="N", help="segments per encoder batch (default: 16)"
     )
-    command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    command.add_argument("--workers", type=int, metavar="N", help="number of worker processes (default: one per core)")
     command.add_argument(
-        "--dry-run", action="store_true", help="print hours, segments, bytes and time expected, and embed nothing"
+        "--dry-run", action="store_true", help="print the expected hours, segments, bytes and time; embed nothing"
     )
     bad = command.add_argument_group("bad files")
-    bad.add_argument("--retry-failures", action="store_true", help="try files again that failed before")
+    bad.add_argument("--retry-failures", action="store_true", help="retry files that failed before")
+    bad.add_argument("--refresh", action="store_true", help="embed changed files again")
     bad.add_argument(
-        "--refresh", action="store_true", help="embed files again that have changed since they were stored"
+        "--keep-partial", action="store_true", help="if a file is truncated, keep the part before the damage"
     )
-    bad.add_argument(
-        "--keep-partial", action="store_true", help="keep what comes before the place where a file breaks off"
-    )
-    bad.add_argument("--readmit", action="store_true", help="embed videos again that `lvmae remove` took out")
+    bad.add_argument("--readmit", action="store_true", help="allow videos that `lvmae remove` removed")
     bad.add_argument(
         "--timeout",
         type=float,
         default=300.0,
         metavar="S",
-        help="give a file up after S seconds without progress (300)",
+        help="skip a file after S seconds without progress (default: 300)",
     )
     bad.add_argument(
         "--outage-after",
         type=int,
         default=5,
         metavar="N",
-        help="stop, with exit code 75, after N files in a row that cannot be reached (5)",
+        help="stop with exit code 75 after N unreachable files in a row (default: 5)",
     )
     command.add_argument(
         "--devices",
         metavar="LIST",
-        help="where encoders run, a process each, fed by the workers: cuda:0,cuda:1 (default: every GPU; without one, the workers)",
+        help="devices for encoders, such as cuda:0,cuda:1; one process each (default: every GPU; without a GPU, the workers)",
     )
     command.add_argument(
-        "--commit-seconds", type=float, default=10.0, metavar="S", help="the most work that a kill can lose (10)"
+        "--commit-seconds", type=float, default=10.0, metavar="S", help="save at least every S seconds (default: 10)"
     )
-    command.add_argument("--wait", action="store_true", help="wait for a store that another process writes to")
+    command.add_argument("--wait", action="store_true", help="if another process writes to the store, wait for it")
     takes_journal(command)
     many = command.add_argument_group("many machines")
     add_ranks(many)
-    many.add_argument("--engine", default="local", help="local, or ray (default: local)")
-    many.add_argument("--address", help="of the Ray cluster (default: the one of this machine, or one started here)")
-    many.add_argument("--worker-cpus", type=float, metavar="N", help="CPUs that Ray gives a worker (default: 1)")
+    many.add_argument("--engine", default="local", help="local or ray (default: local)")
+    many.add_argument("--address", help="address of the Ray cluster (default: a cluster on this machine)")
+    many.add_argument("--worker-cpus", type=float, metavar="N", help="CPUs per Ray worker (default: 1)")
     many.add_argument(
         "--worker-gpus",
         type=float,
         metavar="N",
-        help="GPUs that Ray gives an encoder, apart from the workers, which then decode (default: none)",
+        help="GPUs per Ray encoder; the workers then only decode (default: none)",
     )
     many.add_argument(
         "--encoder-resource",
         action="append",
         default=[],
         metavar="NAME=N",
-        help="another resource that the nodes for encoders declare to Ray, and how much of it one takes",
+        help="instead of GPUs: a Ray resource of your nodes, and the amount per encoder",
     )
 
 
@@ -180,13 +186,15 @@ def add_merge(commands: Any) -> None:
         commands,
         "merge",
         _run_merge,
-        brief="Make one store of several: of a job's ranks, or of jobs made apart.",
-        goes_in="stores of one space and segment rule, or the folder that the ranks of a job wrote theirs into",
-        comes_out="a store; a video that several hold must be the same in all of them",
+        brief="Merge several stores into one, such as those of a job's ranks.",
+        goes_in="stores with the same embedding space and segment rule, or the folder with the stores of a job's ranks",
+        comes_out="one store; a video in several stores must be identical in all of them",
         example="lvmae merge ranks/ --out store",
     )
     command.add_argument("stores", nargs="+", help="stores, or folders of rank stores")
-    command.add_argument("--out", required=True, help="where the store goes; an existing one is added to")
+    command.add_argument(
+        "--out", required=True, help="folder or URL of the merged store; if it exists, videos are added"
+    )
 
 
 def _run_merge(arguments: argparse.Namespace) -> int:
@@ -205,23 +213,23 @@ def add_import(commands: Any) -> None:
         commands,
         "import",
         _run_import,
-        brief="Import features made elsewhere, of any encoder and width.",
+        brief="Import features that you computed elsewhere, with any encoder.",
         goes_in="a folder of one .npy, .npz, .safetensors, .pt or .csv array (segments, width) a video; a table; HDF5",
-        comes_out="a store; the rest of the path works on it with no video at hand",
+        comes_out="a store; every later step works on it without the videos",
         example="lvmae import features/ --out store --segment-seconds 5 --space languagebind-huge-5s",
     )
     command.add_argument("embeddings", help="the folder or file")
-    command.add_argument("--out", required=True, help="where the store goes")
+    command.add_argument("--out", required=True, help="folder or URL of the store")
+    command.add_argument("--segment-seconds", type=float, required=True, metavar="S", help="seconds of video per row")
     command.add_argument(
-        "--segment-seconds", type=float, required=True, metavar="S", help="seconds each row stands for"
+        "--space", required=True, help="name of the embedding space; stores with different names never mix"
     )
-    command.add_argument("--space", required=True, help="a name for the embedding space: stores of two names never mix")
-    command.add_argument("--key", help="which array of a file to take, if it holds several")
+    command.add_argument("--key", help="name of the array to read, if a file holds several")
     command.add_argument("--transpose", action="store_true", help="the arrays are (width, segments)")
-    command.add_argument("--dim", type=int, metavar="D", help="how wide an embedding is (default: as most arrays are)")
     command.add_argument(
-        "--refresh", action="store_true", help="store videos again whose values have changed since they were stored"
+        "--dim", type=int, metavar="D", help="width of an embedding (default: the width of most arrays)"
     )
+    command.add_argument("--refresh", action="store_true", help="import videos again whose values have changed")
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
@@ -256,12 +264,12 @@ def add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         _run_inspect,
-        brief="Say what a store, representations or a run hold.",
-        goes_in="any folder that lvmae made",
+        brief="Describe a store, representations or a run.",
+        goes_in="any folder that lvmae wrote",
         comes_out="lines of text, or JSON",
         example="lvmae inspect store",
     )
-    command.add_argument("path")
+    command.add_argument("path", help="folder of a store, representations or a run")
     command.add_argument("--json", action="store_true", help="as JSON, with every failure")
 
 

@@ -1,4 +1,4 @@
-"""Commands that look after what others wrote: verify, migrate, remove, cache."""
+"""Commands that maintain stores, runs and the cache: verify, migrate, remove, cache."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def add_verify(commands: Any) -> None:
         commands,
         "verify",
         _run_verify,
-        brief="Read every byte of a store, representations or a run, and say what is damaged or lost.",
+        brief="Check every byte of a store, representations or a run; report damage and loss.",
         goes_in="a store, representations or a run",
-        comes_out="what is wrong, with the videos concerned; exit code 1 where something is",
+        comes_out="a list of problems with the affected videos; exit code 1 if there are any",
         example="lvmae verify store",
     )
     command.add_argument("path", help="store, representations or run")
     command.add_argument(
         "--repair",
         action="store_true",
-        help="put aside what is damaged; the rest stays usable, and `lvmae embed` makes the lost videos again",
+        help="move damaged files aside; the rest stays usable, and `lvmae embed` restores the lost videos",
     )
-    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
@@ -59,9 +59,9 @@ def add_migrate(commands: Any) -> None:
         commands,
         "migrate",
         _run_migrate,
-        brief="Add to a store or a run what older versions of lvmae did not write.",
+        brief="Update a store or a run that an older version of lvmae wrote.",
         goes_in="a store, representations or a run",
-        comes_out="the same, with hashes of all shards, or the present fingerprints of its stores",
+        comes_out="the same folder; stores get hashes of all shards, runs the current fingerprints of their stores",
         example="lvmae migrate store",
     )
     command.add_argument("path", help="store, representations or run")
@@ -79,16 +79,20 @@ def add_remove(commands: Any) -> None:
         commands,
         "remove",
         _run_remove,
-        brief="Remove videos from a store for good: embeddings, failures, captions and cached copies.",
+        brief="Remove videos from a store permanently: embeddings, failures, captions and cached copies.",
         goes_in="a store or representations, and ids",
-        comes_out="the same without them; they stay out when the same films are embedded again",
+        comes_out="the store without these videos; `lvmae embed` does not add them again unless --readmit is given",
         example="lvmae remove store film-017",
     )
     command.add_argument("store", help="store or representations")
     command.add_argument("ids", nargs="*", metavar="ID", help="ids of videos, as `lvmae inspect` shows them")
-    command.add_argument("--ids-from", metavar="FILE", help="a text file with an id a line")
+    command.add_argument("--ids-from", metavar="FILE", help="text file with one id per line")
     command.add_argument(
-        "--captions", nargs="+", default=[], metavar="FILE", help="caption files (CSV) to take their rows out of too"
+        "--captions",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="caption files (CSV): also remove their rows about these videos",
     )
 
 
@@ -105,8 +109,8 @@ def _run_remove(arguments: argparse.Namespace) -> int:
         raise InputError("name at least one id, or a file of them with --ids-from")
     done = remove(arguments.store, ids, captions=arguments.captions)
     print(
-        f"{arguments.store}: {done.videos} videos removed ({done.rows} rows), {done.copies} cached copies deleted; they stay out "
-        "until `lvmae embed --readmit`"
+        f"{arguments.store}: {done.videos} videos removed ({done.rows} rows), {done.copies} cached copies deleted; "
+        "`lvmae embed` adds them again only with --readmit"
     )
     if done.note:
         print(f"note: {done.note}")
@@ -119,20 +123,20 @@ def add_cache(commands: Any) -> None:
         "cache",
         _run_cache,
         brief="List or prune the cache: memory maps of stores, search indexes, unpacked weights.",
-        goes_in="nothing; $LVMAE_CACHE says where the cache is, and $LVMAE_CACHE_LIMIT (such as 20GB) how large it may get",
-        comes_out="what lies there; everything in it is made again when it is needed",
+        goes_in="nothing; LVMAE_CACHE sets the folder of the cache, LVMAE_CACHE_LIMIT (such as 20GB) its maximum size",
+        comes_out="a list of the entries; deleted entries are recreated when needed",
         example="lvmae cache --prune",
     )
     command.add_argument(
-        "--prune", action="store_true", help="delete copies of stores that are gone, and what older versions left"
+        "--prune", action="store_true", help="delete copies of deleted stores, and files of older versions"
     )
     command.add_argument(
         "--max-size",
         metavar="SIZE",
-        help="delete what was not used for longest, until the rest is no larger (500M, 20GB)",
+        help="delete the least recently used entries until the cache has at most this size (500M, 20GB)",
     )
     command.add_argument("--all", action="store_true", help="delete everything")
-    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_cache(arguments: argparse.Namespace) -> int:
