@@ -47,7 +47,7 @@ class EncodedSegments:
 
 
 class LVMAE:
-    """A run with the segment encoder that its data came from."""
+    """A trained model with the segment encoder of its data: videos and texts to vectors."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class LVMAE:
 
     @classmethod
     def from_pretrained(cls, run: str | os.PathLike[str], *, device: str | None = None) -> LVMAE:
-        """The model of a finished run, and what it needs to read videos and texts.
+        """Loads the model of a finished run, with the encoder for videos and texts.
 
         Args:
             run: a folder made by `lvmae pretrain`.
@@ -87,7 +87,7 @@ class LVMAE:
 
     @property
     def dim(self) -> int:
-        """Width D of every vector."""
+        """Returns the width D of every vector."""
         return int(self.model.config.hidden_size)
 
     def encode(
@@ -99,7 +99,7 @@ class LVMAE:
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = False,
     ) -> np.ndarray:
-        """A vector a video: (D,) for one, (n, D) for a list, float32.
+        """Returns one vector per video: (D,) for one, (n, D) for a list, float32.
 
         Args:
             videos: a path, a URL, frames with their rate, or a list of these.
@@ -132,14 +132,14 @@ class LVMAE:
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = False,
     ) -> np.ndarray | list[np.ndarray]:
-        """The tokens of each video's segments in their context: (L, D) for one, a list of them for a list. See `encode`."""
+        """Returns one contextual token per segment: (L, D) for one video, a list for several. See `encode`."""
         rows = [features[1:] for features in self._features(videos, batch_size, show_progress_bar)]
         if normalize_embeddings:
             rows = [l2_normalize(row) for row in rows]
         return rows[0] if _is_one(videos) else rows
 
     def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
-        """(D,) for a text, (n, D) for a list, of length 1: in the space of the segment encoder, not of the run's tokens.
+        """Returns unit vectors of texts: (D,) or (n, D), in the segment encoder's space, not that of the run's tokens.
 
         Raises InputError where the segment encoder has no text side.
         """
@@ -149,7 +149,7 @@ class LVMAE:
         return found
 
     def raw_segments(self, video: Video, *, batch_size: int = 16) -> EncodedSegments:
-        """What the segment encoder says of a video, before the run sees it."""
+        """Returns the segment encoder's embeddings of a video, the input of the model."""
         return encode_video(self.segment_encoder, self.model.config.segments or {}, video, batch_size=batch_size)
 
     def _features(

@@ -24,7 +24,7 @@ class UntrustedCodeError(InputError):
 
 @contextlib.contextmanager
 def trusting() -> Iterator[None]:
-    """Within the block, code that data names may run: only for stores and runs whose makers you trust."""
+    """Within the block, allows code that stores and runs name; use it only if you trust their makers."""
     token = _everything.set(True)
     try:
         yield

@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Of the training: another store, recipe or setting gives another; settings that only say how fast it runs do not."""
+        """Returns a hash of the training: store, recipe and settings, except settings that only change its speed."""
         return self._digest(self.store.fingerprint, self.recipe)
 
     @staticmethod
@@ -71,7 +71,7 @@ class Cell:
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
 
     def folder(self, cells: Path) -> Path:
-        """Its folder: the one that holds this training, whatever another grid called it, or else one with a readable name."""
+        """Returns the folder that holds this training, also one of another grid; else a new readable name."""
         said = "_".join(f"{key}-{text_of(value)}" for key, value in self.at.items()) or "only"
         new = cells / f"{re.sub('[^A-Za-z0-9.+-]+', '_', said)[:_SLUG_LENGTH]}_{self.digest}"
         # What an older version began is continued, in its own order of batches where it had no setting for that.
@@ -90,7 +90,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Axes and the cells of their product. `stores` are trained on, `on` are probed, by the same names."""
+    """Axes and the cells of their product. Cells train on `stores` and probe the stores in `on`, by the same names."""
 
     axes: dict[str, tuple[Any, ...]]
     stores: dict[str, EmbeddingStore]
@@ -107,7 +107,7 @@ class Grid:
         recipe: str | Recipe = "base",
         settings: Mapping[str, Any] | None = None,
     ) -> Grid:
-        """The grid over named stores and axes.
+        """Builds the grid over named stores and axes.
 
         Args:
             stores: name -> store; several are an axis.
@@ -174,7 +174,7 @@ def _cell(
 
 
 def axes_of(pairs: Iterable[str]) -> dict[str, list[str]]:
-    """Axes given as `key=value,value`. Raises InputError."""
+    """Parses axes given as `key=value,value`. Raises InputError."""
     axes: dict[str, list[str]] = {}
     for pair in pairs:
         key, separator, values = pair.partition("=")
@@ -188,7 +188,7 @@ def axes_of(pairs: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_plan(path: str | Path) -> dict[str, Any]:
-    """A plan in TOML, as the keyword arguments of `ablate`; paths in it are taken from where the plan lies.
+    """Reads a plan in TOML as keyword arguments of `ablate`; its paths are relative to the plan's folder.
 
         recipe = "tiny"
         labels = "labels.csv"     # or task = "lvu/director" and annotations = "folder"

@@ -51,7 +51,7 @@ _PROBES = ("linear", "knn", "attentive", "linear-standardized")  # those that le
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was found. `rows` are those of `results.parquet`, in the order of the grid."""
+    """The results of an ablation. `rows` are the rows of `results.parquet`, in the order of the grid."""
 
     path: Path
     grid: Grid
@@ -59,7 +59,7 @@ class Ablation:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Cells that failed -> why."""
+        """Returns the failed cells, each with its reason."""
         return {row["cell"]: row["reason"] for row in self.rows if row["status"] == FAILED}
 
     def to_markdown(self) -> str:
@@ -84,7 +84,7 @@ def ablate(
     seeds: int = 5,
     probe_settings: ProbeSettings | Mapping[str, Any] | None = None,
 ) -> Ablation:
-    """Runs every cell of a grid that is not done yet, and writes what all of them found.
+    """Runs every unfinished cell of a grid, and writes the results of all cells.
 
     Args:
         stores: name -> store of embeddings to pre-train on; several are an axis.
@@ -124,7 +124,7 @@ def plan(
     seeds: int = 5,
     probe_settings: ProbeSettings | Mapping[str, Any] | None = None,
 ) -> str:
-    """What `ablate` would do, as text: the cells, what each costs, and which of them are done. Writes nothing."""
+    """Returns a preview of `ablate` as text: the cells, their costs, and which are done. Writes nothing."""
     job = _Job(
         Path(out),
         Grid.of(stores, grid, on=on, recipe=recipe, settings=settings),

@@ -42,7 +42,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Group:
-    """One probe at one place of the grid: all its runs, which differ in their seeds.
+    """The runs of one probe at one place of the grid; they differ only in their seeds.
 
     Attributes:
         at: axis -> value, without the seed.
@@ -67,12 +67,12 @@ class Group:
 
     @property
     def std(self) -> float:
-        """Over all values (n - 1); 0 of a single one."""
+        """Returns the standard deviation over all values (n - 1); 0 for a single value."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
 
 
 def groups(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The rows, grouped by place, in the order of the grid; before them the raw embeddings of each store."""
+    """Groups the rows by place in the order of the grid, raw embeddings of each store first."""
     done = [row for row in rows if row["status"] == DONE]
     probes = dict.fromkeys((row["probe"], row["metric"]) for row in done) or {("", ""): None}
     axes = [axis for axis in grid.axes if axis != SEED]

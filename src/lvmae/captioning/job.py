@@ -39,7 +39,7 @@ class CaptionFailure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to do. Tokens are a guess, within a factor of two or so; `dollars` is None without prices."""
+    """An estimate of the work left. Tokens are a guess within a factor of two; `dollars` is None without prices."""
 
     segments: int
     captioned: int
@@ -67,7 +67,7 @@ class Estimate:
 
 @dataclass
 class CaptionSummary:
-    """What a run did: segments captioned now and before, what failed, and the tokens that the server counted."""
+    """The result of a captioning run: segments captioned now and before, failures, and the server's token counts."""
 
     captioned: int = 0
     before: int = 0
@@ -78,7 +78,7 @@ class CaptionSummary:
     failures: list[CaptionFailure] = field(default_factory=list)
 
     def to_text(self, out: str | os.PathLike[str], most: int = 20) -> str:
-        """What was done, and the failures: one line for all of a video with the same reason."""
+        """Returns a summary with the failures; those of one video with the same reason share a line."""
         counted = (
             f"; the server counted {self.tokens_in:,} tokens in, {self.tokens_out:,} out" if self.tokens_in else ""
         )
@@ -126,7 +126,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """Captions for every segment of a store; `estimate()` says what is left, `run()` does it.
+    """Captions every segment of a store: `estimate()` returns what is left, `run()` does it.
 
     Args:
         store: a store whose videos are still at their `source`.
@@ -178,7 +178,7 @@ class CaptionJob:
             raise InputError("`prompt` is empty; say what to ask about the frames, or leave it out")
 
     def estimate(self) -> Estimate:
-        """What `run()` has left to do, and about what it costs. Writes nothing and asks no one."""
+        """Returns the work left for `run()` and its approximate cost. Writes nothing and sends no request."""
         table = self._table()
         left, captioned = self._left(table)
         segments = sum(len(video.starts) for video in left)
@@ -199,7 +199,7 @@ class CaptionJob:
         )
 
     def run(self) -> CaptionSummary:
-        """Captions what is left. A segment that fails is told of in the summary and is left for the next run.
+        """Captions the segments that are left. Failed segments are listed in the summary; the next run retries them.
 
         Raises:
             InputError, WorkError: no request can be answered; captions so far are kept.

@@ -89,14 +89,14 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus lies, and the plans it was filmed from."""
+    """A corpus on disk, and the plans of its videos."""
 
     root: Path
     plans: tuple[VideoPlan, ...]
 
     @property
     def videos(self) -> Path:
-        """The folder of mp4 files."""
+        """Returns the folder of mp4 files."""
         return self.root / "videos"
 
     @property
@@ -118,7 +118,7 @@ def make_corpus(
     film_minutes: float = 25.0,
     workers: int | None = None,
 ) -> Corpus:
-    """Films `videos` stories of 1-3 minutes in the folder `out` and, if `film_minutes` > 0, one long film of many stories.
+    """Renders `videos` stories of 1-3 minutes into `out` and, if `film_minutes` > 0, one long film of many stories.
 
     The same seed gives the same bytes. Files finished by an earlier call are kept. `workers` is the number of
     processes, by default one a core.

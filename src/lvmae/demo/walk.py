@@ -36,7 +36,7 @@ def run_demo(
     seeds: int = 5,
     settings: Sequence[str] = (),
 ) -> int:
-    """Makes the corpus in `out`, walks the path and prints the table and where the report is.
+    """Makes the corpus in `out`, runs every step, and prints the table and the path of the report.
 
     Args:
         out: folder for everything.

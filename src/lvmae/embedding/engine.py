@@ -53,7 +53,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a job did. `failed` counts every video given that is not in the store now; `failures` says why."""
+    """The result of an embedding job. `failed` counts the given videos that are not in the store; `failures` says why."""
 
     store: str  # where it is: `out`, or a rank's own below
     embedded: int

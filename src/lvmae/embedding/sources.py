@@ -80,7 +80,7 @@ class Search:
 def find_videos(
     inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], stored: StoredSources | None = None
 ) -> list[VideoFile]:
-    """The videos of a folder (recursively, by suffix, hidden files left out), of files, URLs and manifests, or of several of these.
+    """Returns the videos of folders (recursively, by suffix, without hidden files), files, URLs and manifests.
 
     Sorted within each folder. With the sources of a store, what it has keeps its id, and no id means two videos. A clip without an
     id of its own has `@start-end` after it. Entries that only look like videos (pipes, broken links, folders of such a name) are

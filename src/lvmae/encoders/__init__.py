@@ -88,7 +88,7 @@ class SegmentEncoder(Protocol):
 
 @own_state(environment=False)  # an encoder hands permissions to its child processes through it
 def load_encoder(name: str, **options: Any) -> SegmentEncoder:
-    """Builds an encoder: a built-in name, an entry point of `lvmae.encoders`, or `module:Class`.
+    """Builds an encoder by name: built-in, from an entry point of `lvmae.encoders`, or `module:Class`.
 
     Raises InputError for an unknown name, a missing extra, or options that the encoder does not take.
     """

@@ -34,7 +34,7 @@ _FLOAT16_BYTES = 2
 
 @dataclass(frozen=True)
 class EmbeddingEstimate:
-    """What `embed_videos` would do with the same arguments.
+    """The estimated cost of `embed_videos` with the same arguments.
 
     Attributes:
         videos: to be embedded; `stored` are in the store already.

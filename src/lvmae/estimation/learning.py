@@ -26,7 +26,7 @@ from lvmae.store import EmbeddingStore
 
 @dataclass(frozen=True)
 class LearningEstimate:
-    """What a pre-training, or computing representations, would cost.
+    """The estimated cost of a pre-training, or of computing representations.
 
     Attributes:
         what: "pretrain" or "represent".

@@ -26,7 +26,7 @@ from lvmae.store import EmbeddingStore
 
 @dataclass(frozen=True)
 class FamilyResult(Rendered):
-    """The tables of the tasks that could be run, and why the others could not.
+    """The results of a family of tasks: a table for each task that could run, and the reason for each that could not.
 
     Attributes:
         tables: one a task, in the family's order.
@@ -45,7 +45,7 @@ class FamilyResult(Rendered):
     published: dict[str, tuple[str, dict[str, float]]] = field(default_factory=dict)
 
     def cells(self, *, compare: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Header and rows as text: one row for each set of features and probe, then, to compare, the published ones."""
+        """Returns header and rows as text: one row per set of features and probe, then the published figures to compare."""
         tables = {_part(table.task): table for table in self.tables}
         lower = {name: f" ({table.metric})" for name, table in tables.items() if table.lower_is_better}
         header = ["features", "probe", *(name + lower.get(name, "") for name in self.columns)]
@@ -72,7 +72,7 @@ class FamilyResult(Rendered):
         return [average if column == AVERAGE else means.get(column) for column in self.columns]
 
     def notes(self) -> list[str]:
-        """On how many videos each figure stands, and what is missing."""
+        """Returns how many videos each figure is from, and which are missing."""
         stands = ", ".join(
             f"{_part(table.task)} {table.counts['test']} of {table.annotated['test']}" for table in self.tables
         )
@@ -103,7 +103,7 @@ class FamilyResult(Rendered):
         return [record for table in self.tables for record in table.records()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every table in full, the missing videos of each included: the manifest of what the figures stand on."""
+        """Returns every table with all figures and its missing videos, so that the figures can be traced."""
         return {"tables": [table.to_dict() for table in self.tables], "skipped": dict(self.skipped)}
 
 
@@ -124,7 +124,7 @@ def probe_family(
     readouts: Sequence[str] | None = None,
     class_weight: str | None = None,
 ) -> FamilyResult:
-    """Runs all tasks of a family; arguments as `probe` and `load_task` have them.
+    """Runs all tasks of a family, with the arguments of `probe` and `load_task`.
 
     Raises:
         InputError: where an annotation file is missing, or the store has too few videos for any of the tasks.

@@ -49,7 +49,7 @@ VIDEOS, SEGMENTS = "videos", "segments"
 
 @dataclass(frozen=True)
 class SavedProbe:
-    """A linear probe and what it is of.
+    """A saved linear probe with its classes, readout and embedding space.
 
     Attributes:
         weights, bias: float64 (D, K) and (K), on vectors as `readout` pools them; logits, or a value.
@@ -81,7 +81,7 @@ class SavedProbe:
     run: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the folder `path`, or over a probe that is there.
+        """Writes the probe to the folder `path`, and replaces a probe there.
 
         Raises:
             InputError: something else is there.
@@ -101,7 +101,7 @@ class SavedProbe:
 
     @classmethod
     def load(cls, path: str | Path) -> SavedProbe:
-        """Reads what `save` wrote.
+        """Reads a probe that `save` wrote.
 
         Raises:
             InputError: there is none, or it is damaged or of a later version.
@@ -125,7 +125,7 @@ class SavedProbe:
         return found
 
     def check(self, store: EmbeddingStore) -> None:
-        """Refuses a store of another space."""
+        """Raises InputError for a store of another space."""
         has = space_of(store)
         if has != self.space:
             names = ("kind", "space_id", "dim")
@@ -137,7 +137,7 @@ class SavedProbe:
             )
 
     def outputs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(V, K): probabilities, or values, of pooled vectors (V, D)."""
+        """Returns probabilities, or values of a regression, (V, K), for pooled vectors (V, D)."""
         return probabilities(self.kind, (x @ self.weights + self.bias) / self.temperature)
 
 
@@ -156,7 +156,7 @@ def fit_probe(
     class_weight: str | None = None,
     group: str | None = None,
 ) -> SavedProbe:
-    """Fits a linear probe to all labelled videos of a store but those of a fixed test split.
+    """Fits a linear probe to all labelled videos of a store, except those of a fixed test split.
 
     Args:
         features, labels, kind, class_weight, group: as `probe` takes them.
@@ -307,7 +307,7 @@ class Predictions:
 
 @own_state()
 def predict(probe: str | Path | SavedProbe, store: str | Path | EmbeddingStore) -> Predictions:
-    """What a kept probe says of every video of a store.
+    """Returns the predictions of a saved probe for every video of a store.
 
     Raises:
         InputError: there is no such probe or store, or the store is of another space, or the probe is one of segments.
@@ -347,7 +347,7 @@ def suggest(
     by: str = "margin",
     labelled: Sequence[str] = (),
 ) -> list[Suggestion]:
-    """The videos whose label would teach most: unsure ones, spread over the store.
+    """Returns the videos to label next: those the probe is unsure of, spread over the store.
 
     Taken in turn is the unlabelled video for which how unsure the probe is times how far it lies from all that is labelled
     or taken (by the cosine of centred features) is largest: k-centre among the ten times as many that it is least sure of.

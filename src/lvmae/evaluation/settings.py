@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How probes are trained; the defaults are the paper's, but for the least numbers of steps.
+    """The training settings of probes; the defaults are the paper's, except for minimum numbers of steps.
 
     The paper's epochs are of hundreds or thousands of videos. Over a few dozen they make too few steps to learn anything
     (on 36 videos the linear probe's 30 epochs are 90 steps of 1e-4), so there an epoch goes over the training videos
@@ -90,7 +90,7 @@ class ProbeSettings:
 
     @classmethod
     def paper(cls, **changes: Any) -> ProbeSettings:
-        """The paper's epochs of the linear and attentive probe, however few videos they are of."""
+        """Returns the paper's settings: its epochs for the linear and attentive probe, however few the videos."""
         return cls(**{"linear_min_steps": 0, "attentive_min_steps": 0} | changes)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class ProbeSettings:
     def of(
         cls, settings: ProbeSettings | Mapping[str, Any] | None, protocol: str, device: str | None = None
     ) -> ProbeSettings:
-        """What a caller has chosen: settings, or changes to those of a protocol by their names; and a device.
+        """Returns the chosen settings, or a protocol's settings with changes by name; and the device.
 
         Raises InputError on a name that is not a setting's, naming what comes near, and on a value out of its range.
         """
@@ -128,11 +128,11 @@ class ProbeSettings:
 
     @classmethod
     def default_for(cls, protocol: str) -> ProbeSettings:
-        """The paper to the letter by its own protocol, whatever share of the labels it learns from; else the least steps."""
+        """Returns the exact paper settings for the paper's protocol; otherwise settings with minimum numbers of steps."""
         return cls.paper() if protocol == "paper" else cls()
 
     def plan(self, probe: str) -> Plan:
-        """The training of one of `ALL_PROBES`."""
+        """Returns the training plan of one of `ALL_PROBES`."""
         if probe in BASELINES:
             return Plan(
                 self.baseline_epochs, self.baseline_lr, None, self.baseline_weight_decay, self.baseline_min_steps

@@ -50,7 +50,7 @@ _REPEATED = 0.5  # two spans of a class that overlap more are one
 
 @dataclass(frozen=True)
 class SpanLabels:
-    """What spans of videos show.
+    """Labels on spans of videos.
 
     Attributes:
         spans: every labelled span.
@@ -69,7 +69,7 @@ class SpanLabels:
         return tuple(sorted({span.video for span in self.spans}))
 
     def clips(self, **more: Any) -> Task:
-        """The task to name each span's label from its own segments alone; clips of one video stay on one side."""
+        """Returns the task of classifying each span from its own segments; spans of one video stay in one split."""
         number = {name: place for place, name in enumerate(self.classes)}
         splits = None if self.splits is None else np.array([self.splits[span.video] for span in self.spans])
         return Task(
@@ -87,7 +87,7 @@ class SpanLabels:
 
 
 def load_spans(path: str | Path) -> SpanLabels:
-    """Reads a table of id, start, end, label and, where the split is fixed, split.
+    """Reads a table of id, start, end, label and optionally split.
 
     Raises:
         InputError: for a file that is missing or malformed, a span without a label or of no length, one class only, or a
@@ -230,7 +230,7 @@ class SpanRow:
 
 @dataclass(frozen=True)
 class SpanTable(Rendered):
-    """Segments told apart, and spans found, by linear probes. `counts` are videos of the first seed's split."""
+    """The results of linear probes on segments and spans. `counts` are videos in the first seed's split."""
 
     task: str
     classes: tuple[str, ...]
@@ -300,7 +300,7 @@ def probe_spans(
     class_weight: str | None = None,
     resamples: int = 1000,
 ) -> SpanTable:
-    """Tells the segments of videos apart by a linear probe, and finds spans with it.
+    """Classifies the segments of videos with a linear probe, and detects spans with it.
 
     Args:
         features: representations, or raw embeddings.
@@ -445,7 +445,7 @@ def _runs(inside: NDArray[np.bool_]) -> list[tuple[int, int]]:
 def fit_span_probe(
     features: str | Path | EmbeddingStore, labels: str | Path | SpanLabels, *, class_weight: str | None = None
 ) -> SavedProbe:
-    """Fits a linear probe of segments to all labelled videos but those of a fixed test split; see `saved`.
+    """Fits a linear probe on segments to all labelled videos, except those of a fixed test split; see `saved`.
 
     Raises:
         InputError: for labels or a store that do not fit.
@@ -490,7 +490,7 @@ def fit_span_probe(
 
 @own_state()
 def predict_spans(probe: str | Path | SavedProbe, store: str | Path | EmbeddingStore) -> list[Span]:
-    """What a kept probe of segments shows in every video of a store: runs of segments of one most probable class.
+    """Returns the spans that a saved segment probe finds in every video: runs of segments with one most probable class.
 
     A span's score is the mean of its segments' calibrated probabilities.
 

@@ -30,23 +30,23 @@ class Rendered:
     """
 
     def cells(self, *, compare: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Header and rows as text."""
+        """Returns header and rows as text."""
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """What a reader must know of the figures."""
+        """Returns the notes that a reader of the figures needs."""
         raise NotImplementedError
 
     def absent(self) -> list[tuple[str, str, str]]:
-        """Task, split ("" where seeds draw it) and name of each video that the labels have and the store has not."""
+        """Returns task, split ("" if seeds draw it) and name of each labelled video that the store does not have."""
         raise NotImplementedError
 
     def predicted(self) -> list[Predictions]:
-        """What was said of every test video, a task each."""
+        """Returns the predictions for every test video, by task."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
+        """Returns the table as plain lists, numbers and strings."""
         raise NotImplementedError
 
     def to_text(self, *, compare: bool = False) -> str:
@@ -64,7 +64,7 @@ class Rendered:
         return "\n".join([*(f"% {note}" for note in self.notes()), *latex(header, rows)])
 
     def records(self) -> list[dict[str, Any]]:
-        """A flat row for each row of the table, every figure in full."""
+        """Returns one flat record per row of the table, with all figures unrounded."""
         raise NotImplementedError
 
     def to_csv(self) -> str:
@@ -89,7 +89,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One probe on one set of features.
+    """The result of one probe on one set of features.
 
     Attributes:
         values: the test score of each seed; `mean` and `std` (n - 1) are over these.
@@ -122,7 +122,7 @@ class ProbeRow:
 
     @property
     def differs_from_raw(self) -> bool:
-        """Whether the interval of the difference to the raw row leaves zero out."""
+        """Returns whether the confidence interval of the difference to the raw row excludes zero."""
         return self.minus_raw is not None and not self.minus_raw["low"] <= 0 <= self.minus_raw["high"]
 
 
@@ -162,7 +162,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ProbeTable(Rendered):
-    """All probes of one task. Accuracy and mAP are in per cent, higher is better; MSE lower.
+    """The results of all probes of one task. Accuracy and mAP are in per cent (higher is better); for MSE lower is better.
 
     Attributes:
         counts: videos in train, val and test; of splits drawn by each seed, the first seed's.
@@ -205,14 +205,14 @@ class ProbeTable(Rendered):
     predictions: Predictions | None = field(default=None, compare=False, repr=False)
 
     def row(self, features: str, probe: str) -> ProbeRow:
-        """One row by its name; `KeyError` where there is none."""
+        """Returns a row by its name. Raises KeyError if there is none."""
         for row in self.rows:
             if (row.features, row.probe) == (features, probe):
                 return row
         raise KeyError((features, probe))
 
     def cells(self, *, compare: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Header and rows as text; after the probes chance, and then what is published."""
+        """Returns header and rows as text: the probes, chance, then published figures."""
         unit = "" if self.kind == "regression" else " %"
         header = ["features", "probe", self.metric + unit, "± SE"]
         header += [f"std, {self.seeds} seeds"] * (self.seeds > 1) + ["95 % interval"]
@@ -328,14 +328,14 @@ class ProbeTable(Rendered):
         return [(self.task, split, name) for name, split in zip(self.missing, self.missing_splits, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings; all of `missing`."""
+        """Returns the table as plain lists, numbers and strings, with all of `missing`."""
         values = asdict(replace(self, predictions=None))
         values.pop("predictions")
         return plain(values)  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads back what `to_json` wrote; `ValueError`, `TypeError` or `KeyError` where it did not."""
+        """Reads a table that `to_json` wrote. Raises ValueError, TypeError or KeyError for anything else."""
         values = json.loads(text)
         for key in ("classes", "missing", "missing_splits", "said"):
             values[key] = tuple(values.get(key, ()))

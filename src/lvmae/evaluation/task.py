@@ -23,7 +23,7 @@ class TooFewVideosError(InputError):
 
 @dataclass(frozen=True)
 class Task:
-    """What a probe is to learn.
+    """A task for probes: videos, targets and splits.
 
     Attributes:
         name: shown in tables.
@@ -75,7 +75,7 @@ class Task:
         return self.metric or METRIC_OF[self.kind]
 
     def take(self, rows: NDArray[np.intp]) -> Task:
-        """The task on some of its videos."""
+        """Returns the task restricted to some of its videos."""
         return replace(
             self,
             ids=tuple(self.ids[i] for i in rows),
@@ -86,13 +86,13 @@ class Task:
         )
 
     def belongs(self) -> NDArray[np.bool_]:
-        """(V, C): which classes each video has; (V, 0) of a regression."""
+        """Returns which classes each video has, (V, C) bool; (V, 0) for a regression."""
         if self.kind == "classification":
             return np.asarray(self.targets[:, None] == np.arange(len(self.classes)))
         return np.asarray(self.targets, bool) if self.kind == "multilabel" else np.zeros((len(self), 0), bool)
 
     def split(self, seed: int) -> Parts:
-        """Rows of train, val and test: the fixed ones, or 60/20/20 drawn by `seed`, each class in its share.
+        """Returns the rows of train, val and test: the fixed split, or a stratified 60/20/20 split drawn by `seed`.
 
         A drawn split does not depend on the order of the videos, has every class in train, and keeps groups whole. With a
         `label_fraction` below 1, train is that share of itself, drawn by `seed`: rounded in every class, and never less

@@ -30,7 +30,7 @@ from lvmae.store import (
 
 
 class TurnedError(InputError):
-    """The arrays of a source seem to be (width, segments), or not to be, against what was said."""
+    """Raised if arrays seem to be (width, segments) without `transpose`, or the reverse."""
 
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _LOOKED_AT = 32  # arrays whose shapes decide how wide an embedding is
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What an import did: videos added now, videos that are stored already, videos refused, and the store's totals."""
+    """The result of an import: videos added, already stored and refused, and the totals of the store."""
 
     added: int
     kept: int
@@ -65,7 +65,7 @@ def import_embeddings(
     transpose: bool = False,
     refresh: bool = False,
 ) -> ImportSummary:
-    """Writes the embeddings in `source` to the store `out`; run again, it adds what is new.
+    """Writes the embeddings in `source` to the store `out`; a rerun adds only new ones.
 
     Args:
         source: a folder or a file, in one of the forms of this package's docstring.

@@ -30,7 +30,7 @@ _SHOWN_SEGMENTS = 20_000  # on a page, at most
 
 @dataclass
 class Interpretation:
-    """Numbers over a store and readings of its videos.
+    """The result of `interpret`: retrieval figures over a store, and reconstructions of its videos as captions.
 
     `metrics` is plain data: `cosine` of each kind of embedding with the hidden original ("reconstruction" and the two floors),
     and `retrieval` (captions given) or `words` (the encoder's vocabulary), None where there are no texts. `held_out` has
@@ -46,7 +46,7 @@ class Interpretation:
     notes: list[str] = field(default_factory=list)
 
     def held_out_table(self) -> ScoreTable | None:
-        """The numbers on videos that the run was not trained on; None where there are none, or that is not known."""
+        """Returns the figures on videos that the run was not trained on; None if there are none, or it is not known."""
         held = self.metrics.get("held_out")
         if held is None:
             return None
@@ -54,7 +54,7 @@ class Interpretation:
         return self._table(held, title)
 
     def table(self) -> ScoreTable:
-        """The numbers over all videos, a row a kind of embedding."""
+        """Returns the figures over all videos, one row per kind of embedding."""
         where = "" if self.metrics.get("held_out") is None else ", on all videos"
         return self._table(self.metrics, f"What the hidden segments read as{where}")
 
@@ -90,7 +90,7 @@ class Interpretation:
         return ScoreTable(title, columns, rows, note.strip())
 
     def to_markdown(self) -> str:
-        """The tables of numbers with their notes, that of held-out videos first."""
+        """Returns the tables with their notes as Markdown, held-out videos first."""
         tables = self._tables()
         parts = []
         for table in tables:
@@ -101,7 +101,7 @@ class Interpretation:
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
     def report(self, *, tables: Sequence[ScoreTable] = (), loss_png: bytes | None = None) -> ReportData:
-        """What the page draws."""
+        """Returns the data of the report page."""
         m = self.metrics
         first = m if m.get("held_out") is None else m["held_out"]
         which = (
@@ -154,7 +154,7 @@ def interpret(
     precision: str = "auto",
     batch_tokens: int = 8192,
 ) -> Interpretation:
-    """Masks, reconstructs and reads back the videos of a store.
+    """Masks and reconstructs the videos of a store, and retrieves captions for the reconstructions.
 
     Args:
         run: folder of a trained model.

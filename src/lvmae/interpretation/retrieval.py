@@ -32,7 +32,7 @@ KINDS = (ORIGINAL, RECONSTRUCTION, INTERPOLATION, MEAN)
 
 
 def complementary_masks(scored: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The scored mask, then masks of the same size until every segment was hidden.
+    """Yields the scored mask, then more masks of the same size until each segment was masked.
 
     Args:
         scored: (L,) bool with at least one True and one False.

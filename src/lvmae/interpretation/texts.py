@@ -23,7 +23,7 @@ _SEARCHABLE = 4_000  # texts a page can be searched by, at most
 
 
 class CaptionIndex:
-    """Exact search among T texts by cosine, in blocks of matrix products."""
+    """Searches T texts exactly by cosine, in blocks of matrix products."""
 
     def __init__(self, embeddings: np.ndarray, device: torch.device | str = "cpu") -> None:
         """`embeddings`: (T, D), normalised here."""
@@ -37,7 +37,7 @@ class CaptionIndex:
             yield first, block @ self._texts.T
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best texts (Q, k) int64 of queries (Q, D), best first, and their cosines (Q, k) float32."""
+        """Returns the k best texts (Q, k) int64 of queries (Q, D), best first, and their cosines (Q, k) float32."""
         k = min(k, len(self._texts))
         places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         for first, block in self._scores(queries):
@@ -47,7 +47,7 @@ class CaptionIndex:
         return places, scores
 
     def grade(self, queries: np.ndarray, own: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """How well queries (Q, D) find their own texts.
+        """Returns retrieval scores: how well queries (Q, D) find their own texts.
 
         Returns:
             Ranks (Q,) int64 from 1 of the best of each query's own texts, counting equal scores against it (so a model that
@@ -68,7 +68,7 @@ class CaptionIndex:
         return ranks, agreement
 
     def cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """(Q,) cosines between texts at the places `left` and `right`."""
+        """Returns the cosines (Q,) between the texts at the indices `left` and `right`."""
         first, second = self._texts[torch.from_numpy(left)], self._texts[torch.from_numpy(right)]
         return (first * second).sum(dim=1).cpu().numpy()
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caption:
-    """One text that holds from `start` to `end` (seconds) of the video with the id `video`."""
+    """A text that describes `start` to `end` (seconds) of the video with the id `video`."""
 
     video: str
     start: float
@@ -59,7 +59,7 @@ def parse_time(value: object) -> float:
 
 
 def load_captions(path: str | Path) -> list[Caption]:
-    """All captions of a table, a subtitle file or a folder of subtitle files, in the order of the file.
+    """Reads the captions of a table, a subtitle file or a folder of subtitle files, in the order of the file.
 
     The video of a subtitle file is its name without the suffix (in a folder: with the folders on the way to it).
 

@@ -59,7 +59,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A video's chapters, which follow each other without a gap, and the novelty of its segments."""
+    """The chapters of a video, without gaps, and the novelty of its segments."""
 
     video: str
     duration: float
@@ -72,12 +72,12 @@ class Timeline:
     """What stretches of it show, as a person or a probe says."""
 
     def with_spans(self, spans: Sequence[Span]) -> Timeline:
-        """The timeline with the spans of its video among these, by their start."""
+        """Returns the timeline with those spans that belong to its video, ordered by start."""
         own = (span for span in spans if span.video == self.video)
         return replace(self, spans=tuple(sorted(own, key=lambda span: (span.start, span.end, span.label))))
 
     def to_text(self) -> str:
-        """A line a chapter: its start and its title, as video platforms read them; then a line a span."""
+        """Returns one line per chapter, start and title, as video platforms read them; then one line per span."""
         lines = [f"{clock(chapter.start)} {chapter.title}" for chapter in self.chapters]
         lines += [""] * bool(self.spans)
         lines += [f"{clock(span.start)}-{clock(span.end)} {span.label} ({span.score:.2f})" for span in self.spans]
@@ -88,7 +88,7 @@ class Timeline:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def to_vtt(self) -> str:
-        """WebVTT chapters, for the `<track kind="chapters">` of a video element."""
+        """Returns WebVTT chapters, for the `<track kind="chapters">` of a video element."""
         cues = [
             f"{number}\n{_stamp(chapter.start)} --> {_stamp(chapter.end)}\n{html.escape(chapter.title, quote=False)}\n"
             for number, chapter in enumerate(self.chapters, start=1)
@@ -96,11 +96,11 @@ class Timeline:
         return "\n".join(["WEBVTT\n", *cues])
 
     def to_png(self) -> bytes:
-        """The novelty along the video, its borders and its titles, 1600 pixels wide."""
+        """Returns a picture of the novelty along the video with borders and titles, 1600 pixels wide."""
         return png_of(lambda: _figure(self), dpi=100)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file that the suffix says: .vtt, .json, .txt or .png. Raises InputError for another one."""
+        """Writes the timeline in the format of the suffix: .vtt, .json, .txt or .png. Raises InputError for another."""
         path = Path(path)
         content = _FORMATS[check_format(path)](self)
         write_bytes(path, content if isinstance(content, bytes) else (content.rstrip("\n") + "\n").encode())

@@ -38,25 +38,25 @@ _ONE_AT_A_TIME = Lock()  # the number of torch's threads is the process's, not t
 
 
 class Vectors(Protocol):
-    """N vectors of any length and float type, in an order that stays."""
+    """N vectors of any norm and float type, in a fixed order."""
 
     dim: int
 
     @property
     def key(self) -> str:
-        """Names the content: an index is kept under it."""
+        """Returns a name of the content, the key of a cached index."""
 
     def __len__(self) -> int: ...
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """All of them in order, (n, D) each, about `size` at once."""
+        """Yields all vectors in order, (n, D) each, about `size` at a time."""
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        """(n, D): those at the places (n,)."""
+        """Returns the vectors (n, D) at the indices (n,)."""
 
 
 class Nearest:
-    """Search among N vectors by cosine.
+    """Searches N vectors by cosine.
 
     With fewer than `INDEX_FROM` of them, with `exact`, or without faiss, every vector is read; otherwise the index of these vectors
     is taken from the cache, or built and put there.
@@ -83,7 +83,7 @@ class Nearest:
         return _opened(faiss.read_index(str(path), faiss.IO_FLAG_MMAP))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest, best first: places (Q, min(k, N)) int64 and cosines of the same shape, float32.
+        """Returns the k nearest, best first: indices (Q, min(k, N)) int64 and cosines of the same shape, float32.
 
         Args:
             queries: (Q, D), of any length.

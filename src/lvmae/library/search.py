@@ -29,7 +29,7 @@ _SAMPLE = 4096  # segments that the library's mean is taken over
 
 @dataclass(frozen=True)
 class Moment:
-    """Neighbouring segments of one video that match: `first` to `last`, of which `segment` matches best, with cosine `score`."""
+    """A match: segments `first` to `last` of one video; the best of them is `segment`, with cosine `score`."""
 
     video: str
     start: float  # seconds
@@ -43,7 +43,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class SimilarVideo:
-    """A video and the cosine of its centred feature with that of the video asked for."""
+    """A similar video and the cosine between its centred feature and that of the query video."""
 
     video: str
     score: float
@@ -51,7 +51,7 @@ class SimilarVideo:
 
 
 class Library:
-    """A store of embeddings to find moments in.
+    """Searches a store of embeddings for moments.
 
     A moment is a segment that matches well and the segments around it that belong to the same match: those that score at least
     half as high as it does, counted from the library's mean score for what is asked (the width of the peak at half its
@@ -80,7 +80,7 @@ class Library:
         self._nearest = Nearest(self._segments, exact=exact or videos is not None)
 
     def only(self, videos: np.ndarray) -> Library:
-        """The part of this library that holds the videos at these places of the store (n,)."""
+        """Returns a library of only the videos at these indices of the store (n,)."""
         part = Library(self.store, videos=videos)
         if "encoder" in self.__dict__:
             part.__dict__["encoder"] = self.encoder
@@ -117,12 +117,12 @@ class Library:
     # ---- what is asked -------------------------------------------------------------------------------------------------
 
     def vector_of(self, text: str, minus: str = "") -> np.ndarray:
-        """(D,): what a text means, less what another one means. Raises InputError where there is nothing to look for."""
+        """Returns the vector (D,) of a text, minus that of another. Raises InputError if both are empty."""
         vector: np.ndarray = self.vectors_of([(text, minus)])[0]
         return vector
 
     def vectors_of(self, asked: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(n, D): the same for many (text, minus) at once: one call of the text encoder."""
+        """Returns the vectors (n, D) of many (text, minus) pairs, with one call of the text encoder."""
         plain = [(" ".join(text.split()), " ".join(minus.split())) for text, minus in asked]
         if not all(text for text, _ in plain):
             raise InputError("there is nothing to search for: give a text, such as 'a dog on a beach'")
@@ -131,7 +131,7 @@ class Library:
         return np.stack([vectors[text] - vectors[minus] if minus else vectors[text] for text, minus in plain])
 
     def vector_of_picture(self, path: str | Path) -> np.ndarray:
-        """(D,): what a picture file shows. Raises InputError where it cannot be read, or the encoder cannot be had."""
+        """Returns the vector (D,) of a picture file. Raises InputError if the file or the encoder cannot be loaded."""
         from lvmae.encoders import encoder_of
         from lvmae.video.decoding import still_picture
 
@@ -140,18 +140,18 @@ class Library:
         return np.asarray(encoder.encode_video(np.repeat(picture[None], encoder.num_frames, 0)[None])[0])
 
     def vector_of_moment(self, video: str, at: float) -> np.ndarray:
-        """(D,): the segment of a video that is shown at a time in seconds. Raises InputError for a time outside of it."""
+        """Returns the vector (D,) of the segment at a time in seconds. Raises InputError for a time outside the video."""
         place = place_of(self.store, video)
         return np.asarray(self.store.embeddings(place)[segment_at(self.store[place], at)], np.float32)
 
     # ---- what is found -------------------------------------------------------------------------------------------------
 
     def search(self, text: str, top: int = 10) -> list[Moment]:
-        """The `top` moments that match a text best. Raises InputError for an empty text or a store without a text side."""
+        """Returns the `top` best matches of a text. Raises InputError for an empty text or a store without a text encoder."""
         return self.moments(self.vector_of(text), top)
 
     def moments(self, vector: np.ndarray, top: int = 10, *, one_a_video: bool = False) -> list[Moment]:
-        """The `top` moments nearest to a vector (D,) of the store's space, best first; fewer where fewer are above the mean.
+        """Returns the `top` moments nearest to a vector (D,), best first; only moments above the mean similarity.
 
         Args:
             vector: of any length.
@@ -161,7 +161,7 @@ class Library:
         return self.moments_of_many(np.asarray(vector)[None], top, one_a_video=one_a_video)[0]
 
     def moments_of_many(self, vectors: np.ndarray, top: int = 10, *, one_a_video: bool = False) -> list[list[Moment]]:
-        """The moments of each of many vectors (n, D): where the library is held in memory, one product finds them all."""
+        """Returns the moments of each of many vectors (n, D); in memory, one matrix product finds them all."""
         if top < 1:
             raise InputError(f"at least one moment must be asked for, not {top}")
         if not len(self._segments):
@@ -284,7 +284,7 @@ def _run_around(belongs: np.ndarray, place: int) -> tuple[int, int]:
 def search(
     store: str | Path | EmbeddingStore, query: str | np.ndarray, k: int = 10, *, exact: bool = False
 ) -> list[Moment]:
-    """The `k` moments of a library that match a text, or a vector, best; fewer where fewer are above the library's mean.
+    """Returns the `k` best matches of a text or a vector in a library; only moments above the mean similarity.
 
     For several searches of one store a `Library` keeps what it has loaded.
 
@@ -313,7 +313,7 @@ def search(
 def similar_videos(
     store: str | Path | EmbeddingStore, video: str, top: int = 10, *, features: str = "mean", exact: bool = False
 ) -> list[SimilarVideo]:
-    """The `top` videos most like one, by cosine of their features around the library's mean feature.
+    """Returns the `top` videos most similar to one, by cosine of features centred on the library's mean.
 
     What all videos of a library share is taken off first: around the mean, unrelated videos come out near 0.
 
@@ -343,7 +343,7 @@ def similar_videos(
 
 
 def place_of(store: EmbeddingStore, video: str) -> int:
-    """The place of a video by its id. Raises InputError with what ids look like if it is absent."""
+    """Returns the index of a video by its id. Raises InputError, with examples of ids, if it is absent."""
     try:
         return store.index(video)
     except KeyError:

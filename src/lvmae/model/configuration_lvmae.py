@@ -27,7 +27,7 @@ _POSITIVE = (
 
 
 class LVMAEConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Everything a model is rebuilt from; a model is never rebuilt from flags.
+    """The configuration of a model: all that is needed to rebuild it.
 
     Args:
         hidden_size: width of the encoder; it is the width D of the segment embeddings, for there is no input

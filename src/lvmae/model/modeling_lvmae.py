@@ -47,7 +47,7 @@ _SLICE_TOKENS = 4096
 
 @dataclass
 class LVMAEModelOutput(ModelOutput):
-    """What the encoder makes of whole sequences.
+    """The output of the encoder for whole sequences.
 
     Attributes:
         last_hidden_state: (B,S+1,D) with [CLS] first and zeros at padding, or packed (1,N+B,D) with each sequence's
@@ -61,7 +61,7 @@ class LVMAEModelOutput(ModelOutput):
 
 @dataclass
 class LVMAEForPreTrainingOutput(ModelOutput):
-    """What the autoencoder makes of masked sequences.
+    """The output of the autoencoder for masked sequences.
 
     Attributes:
         loss: (), over the masked tokens of the batch; None where nothing is masked.
@@ -205,7 +205,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
-    """The encoder: sequences of segment embeddings to contextual tokens and a [CLS]."""
+    """The encoder: turns sequences of segment embeddings into contextual tokens and a [CLS]."""
 
     # A checkpoint of the autoencoder is a checkpoint of its encoder.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^objective\."]  # noqa: RUF012
@@ -230,7 +230,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         lengths: Sequence[int] | None = None,
         return_dict: bool | None = None,
     ) -> LVMAEModelOutput | tuple[Any, ...]:
-        """Encodes whole sequences, nothing masked, of any length.
+        """Encodes whole sequences of any length, without a mask.
 
         Args:
             inputs_embeds: (B,S,D) L2-normalised segment embeddings, or packed (1,N,D) where `lengths` is given.
@@ -256,7 +256,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def centered(self, tokens: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
-        """(N,D) -> the tokens without what is taken off them, and that, (N,D) or (D); None where nothing is."""
+        """Subtracts the centre from tokens (N,D); returns them and the centre, (N,D) or (D), or None if there is none."""
         if self.config.center == "none":
             return tokens, None
         if self.config.center == "store":
@@ -267,12 +267,12 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
         return tokens - center, center
 
     def encode(self, tokens: Tensor, plan: Plan) -> Tensor:
-        """The visible rows, encoded: (N,D) -> (V,D)."""
+        """Encodes the visible rows: (N,D) -> (V,D)."""
         (last,) = deque(self._through_blocks(tokens, plan), maxlen=1)
         return cast(Tensor, self.norm(last))
 
     def encode_blocks(self, tokens: Tensor, plan: Plan) -> list[Tensor]:
-        """Whole sequences, nothing masked: (N,D) -> what each block gives, (N,D) each, before the final norm."""
+        """Encodes whole sequences (N,D) without a mask; returns each block's output (N,D), before the final norm."""
         rows = torch.arange(len(tokens), device=tokens.device) + plan.sequence + 1
         return [x.index_select(0, rows) for x in self._through_blocks(tokens, plan.whole())]
 
@@ -304,7 +304,7 @@ class LVMAEModel(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call]
-    """The masked autoencoder: `lvmae` is its encoder; `decoder` and `objective` are discarded after pre-training.
+    """The masked autoencoder. `lvmae` is its encoder; `decoder` and `objective` serve pre-training only.
 
     Args:
         config: sizes and the objective.
@@ -323,7 +323,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
 
     @torch.no_grad()
     def begin(self, sample: Callable[[], Tensor]) -> None:
-        """Fits what is fitted before the first step: the corpus's mean, and what the objective keeps.
+        """Fits the corpus mean and the state of the objective, before the first step.
 
         Args:
             sample: gives (n,D) float32 embeddings of training segments, the same at every call.
@@ -333,7 +333,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         self.objective.begin(self, sample)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """All transformer blocks, the encoder's first: what to compile, shard or freeze."""
+        """Returns all transformer blocks, the encoder's first, to compile, shard or freeze."""
         yield from self.lvmae.blocks
         yield from self.decoder.blocks
 
@@ -409,7 +409,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
 
     @classmethod
     def from_official_checkpoint(cls, path: str | os.PathLike[str]) -> LVMAEForPreTraining:
-        """The model in a checkpoint of the authors' code; heads and loss are taken from the arguments stored in it.
+        """Loads a checkpoint of the authors' code; heads and loss come from the arguments stored in it.
 
         Raises:
             ValueError: where the file is not such a checkpoint, or carries a pickled object other than tensors, plain
@@ -423,5 +423,5 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         return model
 
     def to_official_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model in the layout of the authors' code."""
+        """Writes the model as a checkpoint for the authors' code."""
         write_official_checkpoint(self.config, self.state_dict(), path)

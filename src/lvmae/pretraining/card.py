@@ -33,7 +33,7 @@ _SHARES = ("val_beyond_mean", "watch_knn", "watch_linear")
 
 
 def verdict(final: Mapping[str, Any]) -> str:
-    """One sentence on the final validation, from the "finished" line of the curves."""
+    """Returns a sentence about the final validation, from the "finished" line of the curves."""
     return str(final.get("verdict") or Objective.verdict(final))  # lines of older versions do not hold it
 
 

@@ -65,7 +65,7 @@ Stores = str | Path | EmbeddingStore | Sequence[str | Path | EmbeddingStore]
 
 
 class Stopped(WorkError):
-    """The run was asked to stop, and did so with a checkpoint. Exit code 130, as a shell gives it."""
+    """Raised when a run stopped on request, after saving a checkpoint. Exit code 130, as shells use it."""
 
     exit_code = 130
 

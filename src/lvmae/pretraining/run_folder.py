@@ -140,7 +140,7 @@ class RunFolder:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The curves of a run, a dictionary a line; a line that a crash cut short is left out."""
+    """Returns the curves of a run, one dictionary per line, without a line that a crash cut short."""
     try:
         return read_lines(Path(path) / _METRICS)
     except FileNotFoundError:

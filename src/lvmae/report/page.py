@@ -30,7 +30,7 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A table of numbers: the first column names the row. Floats are shown with `digits` decimals, None as a dash."""
+    """A table of numbers; the first column names the row. Floats have `digits` decimals, None is a dash."""
 
     title: str
     columns: Sequence[str]
@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass
 class VideoData:
-    """One video with L segments; every list below has an entry a segment.
+    """One video with L segments; every list below has one entry per segment.
 
     `reconstruction` and `floor` are cosines with the true embedding (None: never hidden), `masked` marks the segments
     of the scored mask, `novelty` is one minus the cosine with the segment before (None for the first). `captions` are
@@ -74,7 +74,7 @@ class VideoData:
 
 @dataclass
 class ReportData:
-    """Everything on the page.
+    """All data on the report page.
 
     `facts` are (name, value) pairs for the head of the page, `scores` the table of the reading, `tables` any others (a
     probe), `loss_png` the training curve. `moments` maps a position in `texts` to its best (video, segment, score), the

@@ -17,7 +17,7 @@ from lvmae.sequences.dataset import Window
 
 
 def collate_packed(windows: Sequence[Window]) -> dict[str, Any]:
-    """B windows -> the keyword arguments of `LVMAEForPreTraining`: inputs_embeds (1, N, D) float32, lengths (B ints),
+    """Packs B windows into keyword arguments of `LVMAEForPreTraining`: inputs_embeds (1, N, D) float32, lengths (B ints),
     bool_masked_pos (1, N), num_visible (B ints)."""
     return {
         "inputs_embeds": torch.from_numpy(np.concatenate([window.embeddings for window in windows]))[None],
@@ -28,20 +28,20 @@ def collate_packed(windows: Sequence[Window]) -> dict[str, Any]:
 
 
 def pad(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """B tensors (L, …) -> (B, S, …) with zeros behind, and attention_mask (B, S): 1 is real."""
+    """Pads B tensors (L, …) with trailing zeros to (B, S, …); returns also attention_mask (B, S), where 1 is real."""
     padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
 
 
 def unpad(padded: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """(B, S, …) and attention_mask (B, S) -> all real tokens in one row (N, …), and the lengths. Inverse of `pad`."""
+    """Packs the real tokens of (B, S, …), by attention_mask (B, S), into one row (N, …); returns also the lengths."""
     real = attention_mask.bool()
     return padded[real], real.sum(dim=1).tolist()
 
 
 def epoch_batches(count: int, epoch: int, seed: int, batch_size: int) -> list[list[int]]:
-    """The items of an epoch in an order drawn from (seed, epoch), in batches; the last one may be smaller.
+    """Returns an epoch's items in batches, in an order drawn from (seed, epoch); the last batch may be smaller.
 
     Nothing is dropped: every item comes once.
     """
@@ -50,7 +50,7 @@ def epoch_batches(count: int, epoch: int, seed: int, batch_size: int) -> list[li
 
 
 def dealt_batches(lengths: np.ndarray, epoch: int, seed: int, batch_size: int) -> list[list[int]]:
-    """The items of an epoch in batches of nearly the same number of tokens, drawn from (seed, epoch), each item once.
+    """Returns an epoch's items, each once, in batches of nearly equal token counts, drawn from (seed, epoch).
 
     The items, by length, are cut into `batch_size` bands; each batch has one of each band. Most bands are dealt at random. The
     last few give their longest to the batches that have the fewest tokens so far, which evens out what chance has left. What
@@ -84,7 +84,7 @@ def dealt_batches(lengths: np.ndarray, epoch: int, seed: int, batch_size: int) -
 
 
 def parts_of(batch: Sequence[int], parts: int) -> list[list[int]]:
-    """A batch, longest first, dealt to and fro to so many parts: alike in number and in tokens."""
+    """Splits a batch into parts with nearly equal numbers of items and of tokens."""
     rounds = [batch[i : i + parts] for i in range(0, len(batch), parts)]
     hands: list[list[int]] = [[] for _ in range(parts)]
     for number, cards in enumerate(rounds):
@@ -94,7 +94,7 @@ def parts_of(batch: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def token_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int) -> list[list[int]]:
-    """Sequences grouped by length, longest first, into batches of at most `max_tokens` tokens, for inference.
+    """Groups sequences by length, longest first, into batches of at most `max_tokens` tokens, for inference.
 
     A sequence longer than `max_tokens` is a batch of its own.
     """

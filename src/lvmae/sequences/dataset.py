@@ -29,7 +29,7 @@ _FORGIVEN = 1e-6  # of a segment: lengths in seconds are sums of binary fraction
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive segments of one video, and which of them are masked."""
+    """Consecutive segments of one video, with a mask."""
 
     embeddings: np.ndarray
     """(L, D) float32, unit length."""
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class DurationSampling:
-    """Dynamic duration sampling (paper section 4.1): a duration drawn uniformly, then a random start.
+    """Samples windows (paper, section 4.1): a duration drawn uniformly, then a random start.
 
     `min_seconds` 10 and `max_segments` 256 are the paper's; `max_seconds` caps clips further (its 5-minute ablation).
     """
@@ -71,7 +71,7 @@ class DurationSampling:
         *,
         stride: float | None = None,
     ) -> tuple[int, int]:
-        """Start and length, in segments, of a window in a video of `available` segments of `seconds`, one every `stride`."""
+        """Draws start and length, in segments, of a window in a video of `available` segments of `seconds`, every `stride`."""
         starts, lengths = self.draw_all(
             np.array([available]), SegmentTimes(seconds, stride or seconds), shortest, generator
         )
@@ -80,7 +80,7 @@ class DurationSampling:
     def draw_all(
         self, available: np.ndarray, times: SegmentTimes, shortest: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and lengths, (V,) each, of a window in each of V videos, (V,) segments long."""
+        """Draws starts and lengths, (V,) each, of one window in each of V videos, (V,) segments long."""
         longest = times.seconds_of(self.max_segments)
         if self.max_seconds is not None:
             longest = min(longest, self.max_seconds)
@@ -95,31 +95,31 @@ class DurationSampling:
 
 @dataclass(frozen=True)
 class SegmentTimes:
-    """How the segments of a store lie in time: each lasts `seconds`, and one starts every `stride` seconds."""
+    """The times of a store's segments: each lasts `seconds`, and one starts every `stride` seconds."""
 
     seconds: float
     stride: float
 
     @classmethod
     def of(cls, store: EmbeddingStore) -> SegmentTimes:
-        """A store's, by its rule; where that is no fixed length, the mean length, one after the other."""
+        """Returns the times by the store's segment rule; without a fixed length, the mean length and no overlap."""
         fixed = store.manifest.segments.get("seconds")
         seconds = float(fixed) if fixed else float(store.durations.sum() / store.lengths.sum())
         return cls(seconds, float(store.manifest.segments.get("stride") or seconds))
 
     def seconds_of(self, segments: int) -> float:
-        """The seconds from the start of the first to the end of the last of so many consecutive segments."""
+        """Returns the seconds that a number of consecutive segments covers."""
         return self.seconds + (segments - 1) * self.stride
 
     def segments_in(self, seconds: Any) -> Any:
-        """The inverse of `seconds_of`: a fraction where the time holds no whole number of them."""
+        """Returns how many segments cover a time, possibly a fraction: the inverse of `seconds_of`."""
         if self.stride == self.seconds:
             return seconds / self.seconds
         return (seconds - self.seconds) / self.stride + 1
 
 
 class WindowDataset(Dataset[Window]):
-    """One window a video and epoch, over one store or a mixture of several.
+    """A dataset of one window per video and epoch, over one store or several.
 
     Item `(epoch, i)` is the i-th window of an epoch; item `i` that of the epoch last set by `set_epoch`.
 
@@ -187,7 +187,7 @@ class WindowDataset(Dataset[Window]):
         return sum(len(places) for places in self._eligible)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that plain integer items belong to."""
+        """Sets the epoch for plain integer items."""
         self._epoch = epoch
 
     def _planned(self, epoch: int) -> np.ndarray:
@@ -221,7 +221,7 @@ class WindowDataset(Dataset[Window]):
         return self._window(drawn, self.masked(drawn))
 
     def draw(self, epoch: int, place: int) -> Drawn:
-        """Where a window of an epoch lies; nothing of it is read."""
+        """Draws the place of a window of an epoch, without reading it."""
         number, video = self._planned(epoch)[place].tolist()
         if self.draws == "window":
             return self._draw_alone(number, video, np.random.default_rng([self.seed, epoch, place]))
@@ -229,14 +229,14 @@ class WindowDataset(Dataset[Window]):
         return Drawn(number, video, int(starts[place]), int(lengths[place]), self._mask_generator(epoch, place))
 
     def lengths(self, epoch: int, places: Sequence[int] | None = None) -> np.ndarray:
-        """(n,) segments of the windows of an epoch, or of some of them."""
+        """Returns the lengths (n,), in segments, of all or some windows of an epoch."""
         if self.draws == "window":
             every = range(len(self)) if places is None else places
             return np.array([self.draw(epoch, place).length for place in every], dtype=np.int64)
         return self._drawn(epoch)[1] if places is None else self._drawn(epoch)[1][list(places)]
 
     def masked(self, drawn: Drawn) -> np.ndarray:
-        """(L,) which segments of a window are masked, True is masked.
+        """Returns which segments of a window are masked, (L,) bool, True is masked.
 
         Raises:
             InputError: a mask of the user's own hides another number than the ratio says.
@@ -290,7 +290,7 @@ class WindowDataset(Dataset[Window]):
         return Window(embeddings, masked, int(self._firsts[number]) + video, start)
 
     def fixed_windows(self, most: int | None = None) -> list[Window]:
-        """The same windows and masks at every call, whatever the epoch: what validation looks at.
+        """Returns the windows and masks for validation, the same at every call and epoch.
 
         At most `most` of them, evenly spread over the videos.
         """
@@ -306,7 +306,7 @@ class WindowDataset(Dataset[Window]):
 
 
 def split_videos(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of `count` videos, split at random by seed into those to train on and the fraction `held_out`, both sorted."""
+    """Splits the indices of `count` videos at random by seed into training and the fraction `held_out`, both sorted."""
     order = np.random.default_rng([seed, count]).permutation(count)
     cut = round(count * held_out)
     return np.sort(order[cut:]), np.sort(order[:cut])

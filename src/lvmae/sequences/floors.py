@@ -10,7 +10,7 @@ import numpy as np
 
 
 def mean_of_visible(embeddings: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    """Guesses the mean of the visible embeddings at every masked place."""
+    """Predicts the mean of the visible embeddings at every masked position."""
     guess = np.array(embeddings, dtype=np.float32)
     guess[masked] = guess[~masked].mean(axis=0)
     return guess

@@ -35,7 +35,7 @@ def count_visible(length: int, ratio: float) -> int:
 
 
 def shortest_maskable(ratio: float) -> int:
-    """The least length that leaves at least one visible and one masked segment.
+    """Returns the minimum length that leaves at least one visible and one masked segment.
 
     Raises:
         InputError: `ratio` is not strictly between 0 and 1.
@@ -133,7 +133,7 @@ def mask_segments(
     *,
     temperature: float | None = None,
 ) -> np.ndarray:
-    """(L, D) L2-normalised, unread for `STRATEGIES` alone -> (L,) bool by the strategy's name.
+    """Returns a mask (L,) bool by a strategy's name, for embeddings (L, D), L2-normalised (`STRATEGIES` may not read them).
 
     Raises:
         InputError: there is no such strategy, it takes no temperature and is given one, or what it gives is no mask.

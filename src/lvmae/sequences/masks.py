@@ -31,7 +31,7 @@ _OLDER = {"semantic-sampled": "lvmae.sequences.masking:sampled_semantic_mask"}
 
 
 def mask_names() -> list[str]:
-    """The masks that can be named: those here, then those of installed plugins."""
+    """Returns the names of all masks: built-in ones, then those of installed plugins."""
     return [*STRATEGIES, *sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - set(STRATEGIES))]
 
 

@@ -99,7 +99,7 @@ def serve(
 
 
 def read_token(path: str | os.PathLike[str] | None) -> str | None:
-    """The token in a file, or else in the environment; None where there is neither.
+    """Returns the token from a file, or else from the environment; None if there is neither.
 
     Raises InputError for a file that cannot be read or is empty.
     """

@@ -411,5 +411,5 @@ def _picture_suffix(content: bytes) -> str:
 
 
 def application(library: Library, *, allowed: Collection[str] = ()) -> Application:
-    """The page and what it asks for, without any guard."""
+    """Returns the application of the page and its API, without access control."""
     return Application(library, allowed=allowed)

@@ -32,7 +32,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
+    """Returns whether only this machine can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -40,7 +40,7 @@ def is_loopback(host: str) -> bool:
 
 
 def guarded(app: Any, *, token: str | None, own_names: bool, port: int) -> Any:
-    """An application that answers only whom it may, see the module.
+    """Wraps an application in access control; see the module.
 
     Args:
         app: what is guarded.

@@ -39,12 +39,12 @@ A row a video: `id`, `source`, `duration` and the segments' `starts` and `ends` 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store's rows mean. Two stores may be used together only if their `space_id` is the same."""
+    """The description of a store's rows. Stores can be used together only if their `space_id` is the same."""
 
     space_id: str
     """Names the embedding space: model, revision, frames, pooling, preprocessing, segment length."""
     dim: int
-    """Width D of one embedding."""
+    """Returns the width D of one embedding."""
     segments: dict[str, Any]
     """The segment rule, such as `{"kind": "fixed", "seconds": 5.0}`."""
     encoder: dict[str, Any]
@@ -55,7 +55,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def wrong(self) -> str:
-        """What is odd about it, in words; empty where nothing is."""
+        """Returns what is wrong with the manifest, in words; empty if nothing is."""
         if not isinstance(self.space_id, str) or not self.space_id:
             return f"its space_id is {self.space_id!r}"
         if type(self.dim) is not int or self.dim < 1:
@@ -100,7 +100,7 @@ class VideoRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that could not be embedded, or not to its end, and why, in words a person understands."""
+    """An input that could not be embedded, or only in part, with a readable reason."""
 
     id: str
     path: str
@@ -192,7 +192,7 @@ FAILURE_SCHEMA = pa.schema(
 
 
 def as_float32(embeddings: np.ndarray) -> np.ndarray:
-    """A copy in float32. numpy widens float16 in software, seven times slower than torch does."""
+    """Returns a copy in float32. numpy widens float16 in software, seven times slower than torch does."""
     if embeddings.dtype != np.float16:
         return np.array(embeddings, dtype=np.float32)
     import torch
@@ -202,7 +202,7 @@ def as_float32(embeddings: np.ndarray) -> np.ndarray:
 
 
 def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
-    """(…, D) of any float type -> float32 of unit length; a zero vector stays zero."""
+    """Normalises vectors (…, D) of any float type to unit length, float32; a zero vector stays zero."""
     given = np.asarray(embeddings)
     values = as_float32(given)
     with np.errstate(over="ignore"):
@@ -217,7 +217,7 @@ def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
 
 
 def to_half(values: np.ndarray) -> np.ndarray:
-    """Embeddings (L, D) in half precision, as a store holds them.
+    """Converts embeddings (L, D) to half precision, as a store holds them.
 
     Raises ValueError where that loses something: values that are not finite or above 65504, or so small that a segment's direction
     is another.

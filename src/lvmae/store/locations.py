@@ -24,14 +24,14 @@ FILE = "locations.json"
 
 @dataclass(frozen=True)
 class Relocation:
-    """How many of a store's local videos are found, and the first of those that are not."""
+    """The result of `relocate`: how many local videos are found, and the first of those that are not."""
 
     found: int
     missing: tuple[str, ...]
 
 
 def remember_folder(store: str | os.PathLike[str]) -> None:
-    """Notes the working directory, below which relative sources lie, in a store's folder; the first one that is noted stays."""
+    """Records the working directory, the base of relative sources, in a store's folder; the first record stays."""
     known = _read(os.fspath(store))
     here = os.fspath(Path.cwd())
     if here not in known["folders"] and not is_remote(os.fspath(store)):
@@ -39,7 +39,7 @@ def remember_folder(store: str | os.PathLike[str]) -> None:
 
 
 def located(store: EmbeddingStore, source: str) -> str:
-    """The path or URL at which a source can be read now; the source itself where it is found nowhere."""
+    """Returns the path or URL at which a source can be read now; the source itself if it is not found."""
     if not source or is_remote(source):
         return source
     plain = source.removeprefix("file://")
@@ -50,7 +50,7 @@ def located(store: EmbeddingStore, source: str) -> str:
 
 
 def why_missing(store: EmbeddingStore, source: str) -> str:
-    """Why a source cannot be read, and what to do, in a sentence; empty where it can."""
+    """Returns a sentence why a source cannot be read, and what to do; empty if it can."""
     if not source:
         return "this store does not say where the video is"
     if is_remote(source):
@@ -61,7 +61,7 @@ def why_missing(store: EmbeddingStore, source: str) -> str:
 
 
 def relocate(store: str | os.PathLike[str] | EmbeddingStore, root: str | os.PathLike[str]) -> Relocation:
-    """Has a store's videos looked for below `root`, before all other places.
+    """Makes a store look for its videos below `root` first.
 
     Args:
         store: a store on this machine.

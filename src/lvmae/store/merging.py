@@ -23,7 +23,7 @@ from lvmae.store.writer import StoreWriter
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a merge did, in videos. `failed` counts inputs that failed in some store and are in none."""
+    """The result of a merge, in videos. `failed` counts inputs that failed in a store and are in no other."""
 
     stores: int
     added: int
@@ -33,12 +33,12 @@ class MergeSummary:
 
 
 def rank_store(out: str | os.PathLike[str], rank: int, world_size: int) -> str:
-    """Where a rank's own store lies below the folder of a job."""
+    """Returns the path of a rank's store below the folder of a job."""
     return f"{os.fspath(out).rstrip('/')}/rank-{rank:05d}-of-{world_size:05d}"
 
 
 def in_share(video: str, rank: int, world_size: int) -> bool:
-    """Whether the video of this id is one that process `rank` of `world_size` has to do, whatever else there is to do.
+    """Returns whether the video of this id belongs to process `rank` of `world_size`; other videos do not matter.
 
     Raises InputError for a rank that is not one of 0 to world_size - 1.
     """
@@ -48,7 +48,7 @@ def in_share(video: str, rank: int, world_size: int) -> bool:
 
 
 def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest) -> set[str]:
-    """Ids that the rank stores below `out` hold, `own` aside, whatever world size they were written with.
+    """Returns the ids in the rank stores below `out`, except `own`, of any world size.
 
     Raises InputError if one of them has another space or segment rule, or if `out` itself is a store.
     """
@@ -70,7 +70,7 @@ def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest
 def merge_stores(
     stores: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> MergeSummary:
-    """Adds every video of the stores to the store `out`, new or begun; a folder of rank stores stands for all of these.
+    """Adds every video of the stores to the new or existing store `out`; a folder of rank stores means all of them.
 
     A video in several stores must be the same in all of them, except for its path. What failed in one store and is in another is no
     failure. After a crash the same call resumes.
@@ -136,7 +136,7 @@ def _stores_at(path: str | os.PathLike[str]) -> list[str]:
 
 
 def rank_stores(out: str | os.PathLike[str]) -> list[str]:
-    """The stores of a job's ranks below its folder, whatever their number was."""
+    """Returns the rank stores below the folder of a job, of any number of ranks."""
     return [f"{os.fspath(out).rstrip('/')}/{name}" for name in StoreFolder(out).folders() if name.startswith("rank-")]
 
 

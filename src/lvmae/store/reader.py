@@ -56,7 +56,7 @@ class _Shard:
 
 
 class EmbeddingStore(Sequence[VideoRecord]):
-    """Random access to a store's videos without loading it; `store[i]` is the i-th video.
+    """Reads a store without loading it into memory; `store[i]` is the i-th video.
 
     Pickles to its path alone and maps its shards on first use, so that each worker process opens its own.
 
@@ -99,22 +99,22 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @property
     def folder(self) -> StoreFolder:
-        """Where its files lie."""
+        """Returns the folder or URL of the store's files."""
         return self._folder
 
     @property
     def dim(self) -> int:
-        """Width D of one embedding."""
+        """Returns the width D of one embedding."""
         return self.manifest.dim
 
     @property
     def space_id(self) -> str:
-        """Names the embedding space."""
+        """Returns the name of the embedding space."""
         return self.manifest.space_id
 
     @property
     def kind(self) -> str:
-        """`embeddings` or `representations`."""
+        """Returns "embeddings" or "representations"."""
         return self.manifest.kind
 
     @cached_property
@@ -164,7 +164,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         )
 
     def stream(self) -> Iterator[VideoRecord]:
-        """Every video, in the order of the rows on disk: one shard in memory at a time, nothing in the cache."""
+        """Yields every video in the order on disk, with one shard in memory at a time and nothing in the cache."""
         again = Counter(self._folder.rows())  # rows of an id that are still to come: its last one counts
         for shard in self._listed:
             table = self._folder.table(shard).combine_chunks()
@@ -246,7 +246,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @property
     def blocks(self) -> list[np.ndarray]:
-        """All segments as they lie on disk, (n, D) float16 each: views on the memory maps."""
+        """Yields all segments in the order on disk, (n, D) float16 each, as views on the memory maps."""
         return [shard.values for shard in self._shards]
 
     @cached_property
@@ -269,7 +269,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @property
     def failures(self) -> list[Failure]:
-        """Inputs that could not be embedded, or only in part, the last reason each; one that succeeded later is not among them."""
+        """Returns the inputs that failed, or are stored only in part, with the last reason; later successes are left out."""
         if "_shards" in vars(self):  # it is not worth mapping all of them for this
             self._left_out |= self.unsound
         return [*self._failures.values(), *self._left_out.values()]
@@ -326,7 +326,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         )
 
     def embeddings(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """(L, D) float16: segments `start` to `stop` of a video, a view on the memory map."""
+        """Returns segments `start` to `stop` of a video, (L, D) float16, as a view on the memory map."""
         shard, row = self._locate(int(index))
         first, last = int(shard.offsets[row]), int(shard.offsets[row + 1])
         stop = last - first if stop is None else stop
@@ -339,7 +339,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return {video: place for place, video in enumerate(self.ids)}
 
     def index(self, video_id: str) -> int:  # type: ignore[override]
-        """The place of a video by its id. Raises KeyError if it is absent."""
+        """Returns the index of a video by its id. Raises KeyError if it is absent."""
         return self._places[video_id]
 
     def _pooled(self, name: str) -> np.ndarray:
@@ -394,7 +394,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return {video: digest for video, digest in found.items() if video not in self.removed}
 
     def stale(self, source: EmbeddingStore | None = None) -> list[str]:
-        """Ids of representations whose embeddings have changed or gone since they were made.
+        """Returns the ids of representations whose embeddings have changed or been removed since.
 
         Args:
             source: the store that they were made from; None opens the one that is noted, and gives nothing where it is not there.
@@ -435,7 +435,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
         return digest.hexdigest()[:32]
 
     def has_fingerprint(self, written: str | None) -> bool:
-        """Whether this is the store whose fingerprint was written, also by an older version, which hashed less."""
+        """Returns whether a recorded fingerprint, also one of an older version, belongs to this store."""
         return written in ((self.fingerprint,) if len(written or "") != _OLD_FINGERPRINT else (self.old_fingerprint,))
 
     @cached_property

@@ -21,7 +21,7 @@ _DERIVED = ("search", "projections", "probes")  # kinds in the cache that are ma
 
 @dataclass(frozen=True)
 class Removal:
-    """What a removal did: how many videos are out that were in, rows taken from shards, and copies deleted from the cache."""
+    """The result of a removal: numbers of removed videos, rows taken from shards, and copies deleted from the cache."""
 
     videos: int
     rows: int
@@ -30,7 +30,7 @@ class Removal:
 
 
 def remove_videos(store: str | os.PathLike[str], ids: Iterable[str]) -> Removal:
-    """Removes videos, or what is known of their failures, from a store or from representations.
+    """Removes videos and their failures from a store or from representations.
 
     Raises:
         InputError: there is no store, an id is not in it, or another process is writing to it.

@@ -20,14 +20,14 @@ from lvmae.store.format import IDENTITY_COLUMNS, identity_in
 
 @dataclass(frozen=True)
 class StoredSource:
-    """Where a video, or a failure, came from, and what that was then."""
+    """The source of a video or a failure, and the identity of the file at that time."""
 
     source: str
     identity: FileIdentity = UNKNOWN
 
 
 class StoredSources:
-    """The sources of a store by id; none at first."""
+    """The sources of a store by id; empty at first."""
 
     def __init__(self, rows: Mapping[str, StoredSource] | None = None) -> None:
         self.rows = dict(rows or {})
@@ -35,11 +35,11 @@ class StoredSources:
         self._ids = {source_key(row.source): id for id, row in self.rows.items() if _is_path_of(id, row.source)}
 
     def id_of(self, path: str) -> str | None:
-        """The id under which a whole file is stored, or failed, if that was made of its path."""
+        """Returns the id under which a whole file is stored, or failed, if the id was made of its path."""
         return self._ids.get(source_key(path)) if self._ids else None
 
     def is_another(self, id: str, path: str, now: FileIdentity) -> bool:
-        """Whether `id` stands for another video than that at `path`, which is `now`.
+        """Returns whether `id` belongs to a different video than the one at `path`, whose identity is `now`.
 
         The same content at another place is the same video: it was moved. Where the content of then is not known, it counts as
         moved unless its old place still holds a file.
@@ -52,18 +52,18 @@ class StoredSources:
         return not is_remote(row.source) and os.path.lexists(row.source)
 
     def changed(self, id: str, path: str, now: FileIdentity) -> bool:
-        """Whether the content at `path`, which is `now`, is not what it was when this id was stored, or failed."""
+        """Returns whether the content at `path`, whose identity is `now`, has changed since this id was stored, or failed."""
         row = self.rows.get(id)
         return row is not None and row.identity.differs(path, now)
 
     def may_succeed(self, id: str, path: str, now: FileIdentity) -> bool:
-        """Whether what failed under this id has changed since; what could not be read, or nobody noted, is known now."""
+        """Returns whether the failed file of this id has changed, or its identity was unknown and is known now."""
         row = self.rows.get(id)
         return row is not None and now != UNKNOWN and (row.identity == UNKNOWN or row.identity.differs(path, now))
 
 
 def stored_sources(paths: Iterable[str | os.PathLike[str]]) -> StoredSources:
-    """The sources of what is in these stores, and of what failed; a path without a store has none."""
+    """Returns the sources of all videos and failures in these stores; a path without a store has none."""
     rows: dict[str, StoredSource] = {}
     _real.cache_clear()  # where links lead now
     for path in paths:
@@ -83,7 +83,7 @@ def _rows(folder: StoreFolder) -> Iterator[tuple[str, StoredSource]]:
 
 
 def source_key(path: str) -> str:
-    """The same for two ways to write one place: absolute, through linked folders, without what a URL grants access by.
+    """Returns a canonical form of a path or URL: absolute, links resolved, without access tokens.
 
     A linked file is another place than the file it leads to: collections name one file twice on purpose.
     """
@@ -99,7 +99,7 @@ def _real(folder: str) -> str:
 
 
 def path_names(path: str) -> list[str]:
-    """The parts of a path or URL, the last one first, as ids are made of them."""
+    """Returns the parts of a path or URL, last one first, from which ids are made."""
     text = without_secrets(path).partition("://")[2].partition("?")[0] if is_remote(path) else Path(path).as_posix()
     return [part for part in text.split("/") if part not in ("", ".")][::-1]
 

@@ -36,7 +36,7 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: in which file, what, and the videos concerned as far as they are known."""
+    """One problem: the file, what is wrong, and the affected videos as far as they are known."""
 
     file: str
     what: str
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was read, and what is wrong. Nothing is wrong where `problems` is empty."""
+    """The result of a verification: what was read, and the problems. The store is intact if `problems` is empty."""
 
     path: str
     kind: str
@@ -106,7 +106,7 @@ def verify_store(path: str | os.PathLike[str], *, progress: Progress | None = No
 
 
 def repair_store(path: str | os.PathLike[str], found: Verification) -> None:
-    """Puts aside what `verify_store` found damaged or lost, writes a lost manifest and lost entries of the index again.
+    """Repairs a store: moves damaged files aside, and writes a lost manifest and lost index entries again.
 
     What was done is added to `found.repaired`. Interrupted, verifying and repairing again finishes it.
 

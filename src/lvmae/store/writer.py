@@ -42,7 +42,7 @@ from lvmae.store.rewriting import add_missing_entries, drop_rows, shard_bytes_of
 
 
 class StoreWriter:
-    """Adds videos to a store, new or begun; whatever was committed stays and is listed in `done`.
+    """Adds videos to a new or existing store; committed videos stay and are listed in `done`.
 
     Use it as a context manager: leaving it commits, also when an exception or Ctrl-C is on its way.
 
@@ -123,7 +123,7 @@ class StoreWriter:
             self.close()
 
     def add(self, record: VideoRecord, *, replaces: bool = False) -> None:
-        """Takes one video; it is on disk after the next commit. A shortened one is in `failed` too, with what was kept of it.
+        """Adds a video; it is on disk after the next commit. A shortened one is also in `failed`, with its kept seconds.
 
         With `replaces`, a video of this id that is stored already counts no more: readers take the last row of an id.
 
@@ -150,7 +150,7 @@ class StoreWriter:
         self._commit_if_due()
 
     def admit(self, ids: Iterable[str]) -> None:
-        """Lets videos in again that were removed."""
+        """Allows removed videos to be added again."""
         admitted = self.removed & set(ids)
         if admitted:
             drop_rows(self._folder, self.manifest, admitted)  # where their removal was interrupted
@@ -189,7 +189,7 @@ class StoreWriter:
         return replace(record, embeddings=half, source=told[0], shortened=told[1])
 
     def commit(self) -> None:
-        """Writes what is buffered as one shard a table; afterwards it is safe from any crash. Ctrl-C waits for its end."""
+        """Writes buffered rows as one shard per table; then they are safe from any crash. Ctrl-C waits for the end."""
         self._committed_at = time.monotonic()
         if self._folder.read("manifest.json") is None:
             lost = f", and {len(self._rows)} videos that were not committed yet are lost" if self._rows else ""
@@ -223,7 +223,7 @@ class StoreWriter:
         return json.dumps(asdict(self.manifest), indent=2).encode()
 
     def close(self) -> None:
-        """Lets another writer in; does not commit."""
+        """Releases the lock without a commit."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None

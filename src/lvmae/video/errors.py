@@ -6,7 +6,7 @@ from lvmae.errors import WorkError
 
 
 class VideoError(WorkError):
-    """One file cannot be used, or not to its end; the message says why, for the table of failures.
+    """Raised if a file cannot be used, or only in part; the message says why, for the table of failures.
 
     `decoded_until`: the end, in seconds, of the last segment that was yielded before; 0 where there is none.
     """

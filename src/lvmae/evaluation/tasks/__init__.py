@@ -28,7 +28,7 @@ __all__ = ["AVERAGE", "ENTRY_POINTS", "TaskFamily", "family_of", "load_task", "t
 
 
 def family_of(name: str) -> TaskFamily:
-    """A family by its name, or that of one of its tasks: `lvu`, `lvu/director`, `module:Class`, `module:Class/part`.
+    """Returns a family by its name or that of a task: `lvu`, `lvu/director`, `module:Class`, `module:Class/part`.
 
     Raises:
         InputError: there is none, or what there is is no `TaskFamily`.
@@ -43,7 +43,7 @@ def family_of(name: str) -> TaskFamily:
 
 
 def load_task(name: str, annotations: str | Path) -> Task:
-    """One task from the annotation files in the folder `annotations`, or in the inner folder of its family.
+    """Reads a task from the annotation files in the folder `annotations`, or in its family's subfolder.
 
     Raises:
         InputError: for an unknown task, a missing file, or one that is not in the form it is distributed in.
@@ -61,7 +61,7 @@ def load_task(name: str, annotations: str | Path) -> Task:
 
 
 def task_names() -> tuple[str, ...]:
-    """Every task that can be named without its module."""
+    """Returns every task name that needs no module."""
     return tuple(name for family in _targets() for name in _names_of(family))
 
 

@@ -35,14 +35,14 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def read(self, part: str, annotations: Path) -> Task:
-        """The task `part` ("" where there is one) from the annotation files in a folder; its metric is `Task.metric`.
+        """Reads the task `part` ("" if there is only one) from the annotation files in a folder.
 
         Raises:
             InputError: for a missing file, or one that is not in the form it is distributed in.
         """
 
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks, as `load_task` takes them."""
+        """Returns the names of the tasks, as `load_task` takes them."""
         return tuple(f"{self.name}/{part}" for part in self.parts) or (self.name,)
 
 
