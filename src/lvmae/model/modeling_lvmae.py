@@ -333,7 +333,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         self.objective.begin(self, sample)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Returns all transformer blocks, the encoder's first, to compile, shard or freeze."""
+        """Yields all transformer blocks, the encoder's first, to compile, shard or freeze."""
         yield from self.lvmae.blocks
         yield from self.decoder.blocks
 

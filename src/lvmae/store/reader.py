@@ -246,7 +246,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @property
     def blocks(self) -> list[np.ndarray]:
-        """Yields all segments in the order on disk, (n, D) float16 each, as views on the memory maps."""
+        """Returns all segments in the order on disk, arrays (n, D) float16 each, as views on the memory maps."""
         return [shard.values for shard in self._shards]
 
     @cached_property
