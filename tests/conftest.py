@@ -21,7 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).pare
 
 # The encoders of these tests, named in the stores that they write.
 os.environ["LVMAE_TRUST_CODE"] = (
-    "jobs,test_search,test_chapters,test_serving,test_interpretation,test_encoders,test_internvideo2"
+    "jobs,test_search,test_compare_and_fusion,test_chapters,test_serving,test_interpretation,test_encoders,test_internvideo2"
 )
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too; some tests send it.

@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         search.add_search,
         search.add_relocate,
         figures.add_stats,
+        figures.add_compare,
         figures.add_export,
         library.add_serve,
         library.add_timeline,

@@ -1,4 +1,4 @@
-"""Commands that tell what a store holds, and hand it to other tools: stats, export."""
+"""Commands that tell what a store holds, compare two, and hand one to other tools: stats, compare, export."""
 
 from __future__ import annotations
 
@@ -34,6 +34,32 @@ def _run_stats(arguments: argparse.Namespace) -> int:
     found = statistics(arguments.store, pictures=arguments.pictures)
     if arguments.out:
         found.save(arguments.out)
+    print((found.to_json() if arguments.json else found.to_text()).rstrip("\n"))
+    return 0
+
+
+def add_compare(commands: Any) -> None:
+    command = command_of(
+        commands,
+        "compare",
+        _run_compare,
+        brief="Compare two stores of the same videos, made by different encoders.",
+        goes_in="two stores or representations that share video ids",
+        comes_out="the overlap of nearest neighbours, and linear CKA, over the videos in both",
+        example="lvmae compare store other",
+    )
+    command.add_argument("store", help="folder or URL of a store")
+    command.add_argument("other", help="folder or URL of the other store")
+    command.add_argument(
+        "--k", type=int, default=10, metavar="N", help="number of nearest videos to compare (default: 10)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from lvmae.library.compare import compare
+
+    found = compare(arguments.store, arguments.other, k=arguments.k)
     print((found.to_json() if arguments.json else found.to_text()).rstrip("\n"))
     return 0
 

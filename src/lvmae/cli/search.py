@@ -23,7 +23,7 @@ def add_search(commands: Any) -> None:
         _run_search,
         brief="Find moments that match a text, a picture or another moment, or find similar videos.",
         goes_in="a store and a text, --picture, or --video with --at; for similar videos: a store or representations and --video",
-        comes_out="a table of videos, times and cosines, or JSON; --out writes CSV, JSON, M3U or EDL",
+        comes_out="a table of videos, times and scores, or JSON; --out writes CSV, JSON, M3U or EDL",
         example='lvmae search store "a dog on a beach" --minus "a cat" --group video --out dogs.m3u',
     )
     takes_trust(command)
@@ -46,6 +46,14 @@ def add_search(commands: Any) -> None:
         choices=["moment", "video"],
         default="moment",
         help="video: at most one result per video (default: moment)",
+    )
+    command.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help="also search this store of the same videos, of another encoder, and join the two rankings; repeatable",
     )
     command.add_argument("--exact", action="store_true", help="compare with every vector instead of using an index")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -84,6 +92,10 @@ def _run_search(arguments: argparse.Namespace) -> int:
     form = check_format(arguments.out) if arguments.out else None
     names = ("folder", "source", "min_seconds", "max_seconds", "labels", "after", "before")
     kept = Filter(**{name: getattr(arguments, name) for name in names}, label=tuple(arguments.label))
+    if arguments.others and arguments.video is not None and arguments.at is None:
+        raise InputError("--with joins searches for moments: give a text, --picture, or --at with --video")
+    if arguments.others and form:
+        raise InputError("--out writes the moments of one store: use --json with --with")
     if arguments.video is not None and arguments.at is None:
         if kept or form or arguments.group == "video":
             raise InputError("filters, --group and --out go with moments: give a text, --picture, or --at with --video")
@@ -99,8 +111,10 @@ def _run_search(arguments: argparse.Namespace) -> int:
         else:
             _print_rows([[f"{video.score:.3f}", clock(video.duration), video.video] for video in videos])
         return 0
-    library = _library(arguments, kept)
     one_a_video = arguments.group == "video"
+    if arguments.others:
+        return _search_together(arguments, kept, one_a_video=one_a_video)
+    library = _library(arguments.store, arguments, kept)
     moments = library.moments(_vector(library, arguments), arguments.top, one_a_video=one_a_video)
     if form:
         write_text(Path(arguments.out), FORMATS[form](library.store, moments))
@@ -112,10 +126,28 @@ def _run_search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _library(arguments: argparse.Namespace, kept: Any) -> Library:
+def _search_together(arguments: argparse.Namespace, kept: Any, *, one_a_video: bool) -> int:
+    from dataclasses import asdict
+
+    from lvmae.library.chapters import clock
+    from lvmae.library.fusion import DEPTH, fuse
+
+    found = []
+    for store in (arguments.store, *arguments.others):
+        library = _library(store, arguments, kept)
+        found.append(library.moments(_vector(library, arguments), max(DEPTH, arguments.top), one_a_video=one_a_video))
+    hits = fuse(found, arguments.top, one_a_video=one_a_video)
+    if arguments.json:
+        print_json([asdict(hit) for hit in hits])
+    else:
+        _print_rows([[f"{hit.score:.4f}", f"{clock(hit.start)}-{clock(hit.end)}", hit.video] for hit in hits])
+    return 0
+
+
+def _library(store: str, arguments: argparse.Namespace, kept: Any) -> Library:
     from lvmae.library import Library
 
-    library = Library(arguments.store, exact=arguments.exact)
+    library = Library(store, exact=arguments.exact)
     if not kept:
         return library
     videos = kept.videos(library.store)

@@ -335,7 +335,8 @@ def similar_videos(
     place = place_of(store, video)
     if len(store) == 1:
         raise InputError(f"{store.path} holds no other video than {video!r}")
-    vectors = _Features(store, features)
+    values = store.cls_features if features == "cls" else store.mean_features  # (V, D)
+    vectors = Features(values, f"{features} {store.fingerprint}")
     wanted = max(top + 1, _LOOKED_AT)  # always as many, so that the first ones do not depend on how many are asked for
     places, scores = Nearest(vectors, exact=exact).search(vectors.take(np.array([place])), wanted)
     hits = [(int(at), float(score)) for at, score in zip(places[0], scores[0], strict=True) if at != place]
@@ -392,18 +393,17 @@ class Segments:
         return np.concatenate(rows)
 
 
-class _Features:
+class Features:
     """One feature a video, around their mean; as they are where they lie too close around it for that to say anything."""
 
-    def __init__(self, store: EmbeddingStore, features: str) -> None:
-        values = store.cls_features if features == "cls" else store.mean_features
+    def __init__(self, values: np.ndarray, key: str) -> None:
         mean = values.mean(axis=0)
         # Two videos lie on opposite sides of their mean however alike they are, and copies scatter around it at random.
         scatter = np.linalg.norm(values - mean, axis=1)
         centred = len(values) > 2 and scatter.max() > _SCATTER * np.linalg.norm(values, axis=1).max()
         self._values: np.ndarray = values - mean if centred else values  # (V, D)
-        self.dim = store.dim
-        self.key = f"{features} {store.fingerprint}"
+        self.dim = values.shape[1]
+        self.key = key
 
     def __len__(self) -> int:
         return len(self._values)
