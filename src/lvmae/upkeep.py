@@ -20,6 +20,7 @@ from lvmae.files.writing import reason, write_bytes, write_json
 from lvmae.progress import progress
 from lvmae.runs import is_run, read_config
 from lvmae.store import (
+    TAGS_FILE,
     EmbeddingStore,
     Problem,
     Removal,
@@ -173,23 +174,27 @@ def _migrate_run(recipe: Path) -> str:
 def remove(
     store: str | os.PathLike[str], ids: Sequence[str], *, captions: Iterable[str | os.PathLike[str]] = ()
 ) -> Removal:
-    """Removes videos from a store for good, and their rows from caption files.
+    """Removes videos from a store for good, their rows from caption files, and their tags from the table beside the store.
 
     Embeddings, failures and cached copies are gone from the disk when it returns; interrupted, the same call finishes it. A removed
     video stays out when the same films are embedded again, until it is admitted. Representations of the store tell that they are
     stale, and `represent` takes the video out of them; runs keep the list of what they were trained on.
 
     Raises:
-        InputError: an id is not in the store, or a caption file is no CSV.
+        InputError: an id is not in the store, or a caption file or the table of tags is no CSV.
         WorkError: a shard is damaged, or the disk refuses it.
     """
     done = remove_videos(store, ids)
-    for path in captions:
-        _drop_captions(Path(path), set(ids))
+    tables = [Path(path) for path in captions]
+    if not is_remote(store):
+        tags = Path(store) / TAGS_FILE
+        tables += [tags] if tags.exists() and tags.read_bytes().strip() else []
+    for path in tables:
+        _drop_rows(path, set(ids))
     return done
 
 
-def _drop_captions(path: Path, ids: set[str]) -> None:
+def _drop_rows(path: Path, ids: set[str]) -> None:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         rows = list(csv.reader(io.StringIO(text, newline="")))

@@ -14,6 +14,7 @@ from lvmae.cli import main
 from lvmae.errors import InputError, WorkError
 from lvmae.files import cache, writing
 from lvmae.inspection import inspect
+from lvmae.serving.tags import Tags
 from lvmae.store import (
     EmbeddingStore,
     Manifest,
@@ -302,6 +303,18 @@ def test_the_command_removes_rows_of_captions_too(tmp_path: Path, capsys: pytest
     assert captions.read_text() == 'video,start,end,text\nv000,0,5,"a cat, asleep"\n'
     assert main(["remove", str(tmp_path / "s")]) == 2
     assert main(["remove", str(tmp_path / "s"), "nobody"]) == 2
+
+
+def test_a_removed_video_loses_its_tags(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", random_videos(4))
+    (tmp_path / "s" / "tags.csv").write_text("")  # a table of no tags
+    assert main(["remove", str(tmp_path / "s"), "v003"]) == 0
+    tags = Tags(store)
+    for name, tag in (("v000", "a, b"), ("v001", "night"), ("v001", "rain"), ("v002", "night")):
+        tags.change(name, tag)
+    assert main(["remove", str(tmp_path / "s"), "v001"]) == 0
+    assert tags.path.read_text() == 'id,label\nv000,"a, b"\nv002,night\n'
+    assert Tags(EmbeddingStore.open(tmp_path / "s")).all() == {"v000": ["a, b"], "v002": ["night"]}
 
 
 def test_the_cache_is_listed_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,8 @@ from lvmae.errors import InputError
 from lvmae.files.urls import is_remote
 from lvmae.files.writing import write_text
 from lvmae.library.filters import read_labels
-from lvmae.store import EmbeddingStore
+from lvmae.store import TAGS_FILE, EmbeddingStore
 
-FILE = "tags.csv"
 _LONGEST = 100  # characters
 _MOST = 50  # of a video
 
@@ -23,7 +22,7 @@ class Tags:
 
     def __init__(self, store: EmbeddingStore) -> None:
         self._store = store
-        self.path = Path(store.path) / FILE
+        self.path = Path(store.path) / TAGS_FILE
         self._lock = Lock()
 
     def all(self) -> dict[str, list[str]]:

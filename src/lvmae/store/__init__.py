@@ -12,6 +12,7 @@ views on a memory map. On disk it is plain Parquet that `datasets`, DuckDB or pa
 Shards are written beside their place and renamed into it, so a shard is there whole or not at all.
 """
 
+from lvmae.store.folder import TAGS_FILE
 from lvmae.store.format import (
     EMBEDDINGS,
     REPRESENTATIONS,
@@ -35,6 +36,7 @@ __all__ = [
     "EMBEDDINGS",
     "REPRESENTATIONS",
     "SCHEMA_VERSION",
+    "TAGS_FILE",
     "EmbeddingStore",
     "Failure",
     "Manifest",

@@ -31,6 +31,7 @@ from lvmae.store.format import (
 from lvmae.store.index import INDEX, IndexedRows, IndexEntry, describe, parse_name, read_rows, shard_digest, some
 
 REMOVED = "removed"
+TAGS_FILE = "tags.csv"  # tags that visitors of the search page give; no part of the store
 _REQUESTS = 16  # at once, to an object store
 
 
