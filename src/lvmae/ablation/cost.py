@@ -5,11 +5,16 @@ The time is not known before a cell has run on this machine; from then on the ot
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lvmae.ablation.grid import Cell
+from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.pretraining.loop import model_config
 from lvmae.recipes import Recipe
 from lvmae.sequences import SegmentTimes
 from lvmae.store import EmbeddingStore
@@ -21,7 +26,7 @@ class Cost:
 
     Attributes:
         steps: of the optimiser.
-        parameters: of the encoder's and the decoder's blocks.
+        parameters: trained, of the whole model.
         segments: seen in all, masked ones included.
         tera: 10^12 multiply-adds of the linear layers, forward and backward.
     """
@@ -42,10 +47,18 @@ def cost(cell: Cell) -> Cost:
     visible = segments * (1 - recipe.mask_ratio)
     return Cost(
         steps=recipe.epochs * -(-videos // recipe.batch_size),
-        parameters=encoder + decoder,
+        parameters=_parameters(model_config(store.manifest, recipe).to_json_string(use_diff=False)),
         segments=segments,
         tera=3 * (visible * encoder + segments * decoder) / 1e12,
     )
+
+
+@functools.lru_cache
+def _parameters(config: str) -> int:
+    """How many numbers the model of a configuration (JSON) trains; its shapes alone are made, without memory."""
+    with torch.device("meta"):
+        model = LVMAEForPreTraining(LVMAEConfig.from_dict(json.loads(config)))
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _block_parameters(width: int, mlp_ratio: float) -> int:
