@@ -192,9 +192,12 @@ def wandb_history(run: Path) -> list[dict[str, float]]:
 
 
 def test_wandb(store, tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = pretrain(store, tmp_path / "run", recipe=small(epochs=1, trackers="wandb"))
+    wandb.teardown()  # waits for W&B's process: it closes the file after the run has finished
     records, history = read_metrics(run), wandb_history(run)
     assert [h["loss"] for h in history if "lr" in h] == pytest.approx([r["loss"] for r in records if "lr" in r])
     assert [h["val_cosine"] for h in history if "val_cosine" in h] == [pytest.approx(records[-1]["val_cosine"])]
