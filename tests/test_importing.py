@@ -226,3 +226,25 @@ def test_hopeless_requests_get_one_sentence(
         import_embeddings(tmp_path / source, tmp_path / "store", **{"segment_seconds": 5.0, "space": "s", **options})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.csv", "."])
+def test_a_key_for_arrays_without_names_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if name != "a.csv":
+        np.save(folder / "a.npy", np.eye(3))
+    else:
+        (folder / "a.csv").write_text("1,0,2\n0,1,3\n")
+    with pytest.raises(InputError, match=r"arrays without names .* `key` chooses nothing; leave it out"):
+        import_embeddings(folder / name, tmp_path / "store", segment_seconds=5, space="s", key="features")
+    assert not (tmp_path / "store").exists()
+    assert import_embeddings(folder / name, tmp_path / "store", segment_seconds=5, space="s").added == 1
+
+
+def test_a_key_beside_a_table_of_ids_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "img_emb_0.npy", np.eye(3))
+    pq.write_table(pa.table({"id": ["a", "a", "b"]}), tmp_path / "metadata_0.parquet")
+    for source in (tmp_path, tmp_path / "img_emb_0.npy"):
+        with pytest.raises(InputError, match="`key` chooses nothing"):
+            import_embeddings(source, tmp_path / "store", segment_seconds=5, space="s", key="id")

@@ -192,6 +192,8 @@ def as_array(value: Any) -> np.ndarray:
 def the_array(arrays: Mapping[str, Any], key: str | None) -> np.ndarray:
     """The array of this name, or the one that can be meant."""
     if key is not None:
+        if "" in arrays:
+            raise ValueError(f"the file holds one array, which has no name; '{key}' chooses nothing")
         if key not in arrays:
             raise ValueError(f"the file has no array '{key}'; it has {', '.join(sorted(arrays)) or 'none'}")
         return as_array(arrays[key])

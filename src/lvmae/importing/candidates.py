@@ -19,6 +19,7 @@ from lvmae.importing.arrays import ARRAY_SUFFIXES, TEXT_SUFFIXES, npy_shape, rea
 
 _PARQUET_SUFFIXES = (".parquet",)
 _HDF5_SUFFIXES = (".h5", ".hdf5")
+_ONE_ARRAY = (".npy", *TEXT_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def open_source(source: Path, key: str | None, stack: ExitStack) -> Source:
     """The videos in `source`; what is opened for them, `stack` closes. Raises InputError where it is of no kind that is known."""
     if source.is_dir():
         return _in_folder(source, key)
+    if key is not None and source.suffix.lower() in _ONE_ARRAY and source.exists() and _holds_one(source):
+        raise _nameless(source)
     if not source.exists():
         raise InputError(f"{source} does not exist; give a folder of arrays, a table, a Parquet file or an HDF5 file")
     suffix = source.suffix.lower()
@@ -74,8 +77,20 @@ def open_source(source: Path, key: str | None, stack: ExitStack) -> Source:
     raise InputError(f"{source} is of no kind that can be imported; known are {known}")
 
 
+def _holds_one(path: Path) -> bool:
+    return path.suffix.lower() == ".npy" or not tables.names_videos(path)
+
+
+def _nameless(source: Path) -> InputError:
+    return InputError(
+        f"{source} holds arrays without names ({', '.join(_ONE_ARRAY)}), so `key` chooses nothing; leave it out"
+    )
+
+
 def _in_folder(folder: Path, key: str | None) -> Source:
     embedded = tables.arrays_with_ids(folder)
+    if embedded and key is not None:
+        raise _nameless(folder)
     if embedded:
         return Source(_of_rows(tables.rows_with_ids(embedded)))
     files = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
@@ -86,6 +101,8 @@ def _in_folder(folder: Path, key: str | None) -> Source:
     if not wanted:
         known = ", ".join(ARRAY_SUFFIXES + TEXT_SUFFIXES)
         raise InputError(f"{folder} holds no embeddings: no {known} file is in it or below it")
+    if key is not None and all(path.suffix.lower() in _ONE_ARRAY for path in wanted):
+        raise _nameless(folder)
     taken = set(wanted)
     left_out = Counter(path.suffix.lower() or "without suffix" for path in files if path not in taken)
     return Source((_of_file(p, p.relative_to(folder), key) for p in wanted), len(wanted), left_out)
