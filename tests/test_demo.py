@@ -163,9 +163,13 @@ def test_the_whole_path_by_its_own_commands(tmp_path: Path, capsys: pytest.Captu
 
     table = ProbeTable.from_json((root / "table.json").read_text())
     assert [(row.features, row.probe) for row in table.rows] == [
-        (features, probe)
-        for features in ("raw embeddings", "LV-MAE, untrained", "LV-MAE")
-        for probe in ("linear", "attentive")
+        ("raw embeddings", "linear"),
+        ("raw embeddings", "knn"),
+        ("LV-MAE + raw", "linear"),
+        ("LV-MAE, untrained", "linear"),
+        ("LV-MAE, untrained", "knn"),
+        ("LV-MAE", "linear"),
+        ("LV-MAE", "knn"),
     ]
     assert table.to_text() in printed
     reached = read_metrics(root / "run")[-1]

@@ -83,6 +83,7 @@ def test_a_tracker_without_a_login(store: Path, tmp_path: Path, monkeypatch: pyt
     from lvmae.pretraining import pretrain
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    pytest.importorskip("wandb").teardown()  # what an earlier test of this process told it
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

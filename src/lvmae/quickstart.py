@@ -80,8 +80,8 @@ def quickstart(
             )
         _next_steps(store, root, videos[0])
         if serve:
-            print("The page stays open until Ctrl-C.", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
+                print("The page stays open until Ctrl-C.", flush=True)
                 while True:
                     time.sleep(3600)
     return code

@@ -89,6 +89,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], Look]] = {
     "loss": ("contrastive", {}, first_loss),
     "loss_options": (("temperature=0.5",), {"loss": "contrastive"}, first_loss),
     "mask": ("random", {}, first_loss),
+    "order": ("shuffled", {}, losses),
     "mask_ratio": (0.3, {}, first_loss),
     "temperature": (1.0, {}, first_loss),
     "min_seconds": (100.0, {}, losses),
@@ -115,8 +116,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], Look]] = {
     "trackers": (("tensorboard",), {}, lambda run: sorted(path.name for path in run.rglob("events.*")) != []),
 }
 
-# The first three are looked at below. `accumulation` and `compile` promise to change no figure: test_parallel.py and tests/model.
-ELSEWHERE = {"mixture", "num_workers", "log_every", "accumulation", "compile"}
+# The first three are looked at below. `accumulation`, `compile` and `data` promise to change no figure: test_parallel.py,
+# test_steps.py and tests/model.
+ELSEWHERE = {"mixture", "num_workers", "log_every", "accumulation", "compile", "data"}
 
 
 def test_no_setting_is_left_out() -> None:

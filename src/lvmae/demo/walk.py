@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lvmae.evaluation import ProbeTable
 
 VIDEOS = 72
+_PROBES = ("--probe", "linear", "--probe", "knn", "--readout", "mean")  # seconds; the attentive one takes minutes
 # One epoch at a rate that changes nothing: the weights the real run begins with, as a run like any other.
 _UNTRAINED = ("epochs=1", "warmup_epochs=0", "base_lr=1e-12")
 
@@ -63,9 +64,9 @@ def run_demo(
     store, page = root / "store", root / "report.html"
     run_step("embed", corpus.videos, "--out", store)
     run_step("inspect", store)
-    trained = _learn(corpus, store, settings=settings, probing=["--raw", store, "--seeds", seeds])
+    trained = _learn(corpus, store, settings=settings, probing=["--raw", store, "--seeds", seeds, *_PROBES])
     untrained = _learn(
-        corpus, store, settings=[*settings, *_UNTRAINED], probing=["--seeds", seeds], suffix="-untrained"
+        corpus, store, settings=[*settings, *_UNTRAINED], probing=["--seeds", seeds, *_PROBES], suffix="-untrained"
     )
     table = _beside(trained, untrained)
     (root / "table.json").write_text(table.to_json(), encoding="utf-8")

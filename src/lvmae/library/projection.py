@@ -32,7 +32,7 @@ def segment_places(store: EmbeddingStore, method: str = "pca") -> np.ndarray:
     if method not in METHODS:
         raise InputError(f"a projection is one of {', '.join(METHODS)}, not {method!r}")
     if method == "umap" and find_spec("umap") is None:
-        raise InputError("UMAP needs another package: pip install umap-learn, or take pca")
+        raise InputError("UMAP needs another package: pip install 'lvmae[umap]', or take pca")
 
     def compute(path: object) -> None:
         segments = Segments(store)
