@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.numpy import load_file
 
 from conftest import small, write_store
 from lvmae.errors import InputError
-from lvmae.model import LVMAEForPreTraining
+from lvmae.model import LVMAEConfig, LVMAEForPreTraining
+from lvmae.model.objectives import build_objective
 from lvmae.pretraining import pretrain, read_metrics
 from lvmae.pretraining.best import Best
-from lvmae.pretraining.card import WATCHED
+from lvmae.pretraining.card import WATCHED, _curves
 from lvmae.pretraining.data import TrainingData
 from lvmae.pretraining.watching import (
     alignment_and_uniformity,
@@ -214,3 +216,16 @@ def test_best_by_needs_what_it_names(many: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="best_by follows other labels"):
         pretrain(many, tmp_path / "watched", recipe=watched, watch=other)
     assert "watch" in json.loads((run / "recipe.json").read_text())
+
+
+@pytest.mark.parametrize("watched", [{}, {"watch_knn": 0.5, "rankme": 10432.0}])
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_no_label_of_the_curves_is_cut_off(scale, watched):
+    records = [{"step": step * 1000, "loss": scale / (1 + step / 9)} for step in range(40)]
+    check = {"val_loss": scale, "interpolation_loss": scale, "val_cosine": 0.5, "interpolation_cosine": 0.4}
+    records += [{"step": step, **check, "mean_cosine": 0.3, **watched} for step in (0, 39000)]
+    figure = _curves(records, build_objective(LVMAEConfig(hidden_size=16)))
+    FigureCanvasAgg(figure).draw()
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    assert page.x0 <= drawn.x0 < drawn.x1 <= page.x1
+    assert page.y0 <= drawn.y0 < drawn.y1 <= page.y1

@@ -48,10 +48,7 @@ def _curves(records: Sequence[Mapping[str, Any]], objective: Objective) -> Figur
     checks = [r for r in records if "val_loss" in r and "event" not in r]
     watched = [r for r in checks if any(name in r for name in WATCHED)]
     panels = 3 if watched else 2
-    figure = Figure(figsize=(5 * panels, 4))
-    figure.subplots_adjust(
-        left=0.16 / panels, right=1 - 0.04 * (panels - 1) / panels, bottom=0.13, top=0.97, wspace=0.24
-    )
+    figure = Figure(figsize=(5 * panels, 4), layout="constrained")  # no label is cut off, however wide its numbers are
     loss_axes, score_axes, *further = figure.subplots(1, panels)
     if watched:
         _draw_watched(further[0], watched)
