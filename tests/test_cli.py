@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from lvmae.cli import main
+from lvmae.cli.command import expand_home
 from lvmae.store import Manifest, StoreWriter, VideoRecord
 
 COMMANDS = [
@@ -275,3 +277,36 @@ def test_ids_and_files_may_begin_with_a_dash(tmp_path: Path, monkeypatch: pytest
     for wrong in (["-top", "2"], ["--tpo", "2"], ["--segment-secs", "2"]):
         done = lvmae("search", store, "--video", "plain", *wrong)
         assert (done.returncode, "unrecognized arguments" in done.stderr) == (2, True)
+
+
+def test_a_tilde_is_the_home_folder_in_the_paths_of_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "home"
+    (home / "in").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        np.save(home / "in" / f"{name}.npy", rng.normal(size=(4, 6)))
+    made = ("--segment-seconds", 5, "--space", "s")
+    assert lvmae("import", "~/in", "--out=~/store", *made).returncode == 0
+    assert lvmae("import", "~/in/a.npy", "--out", "~/other", *made).returncode == 0
+    assert str(home / "store") in lvmae("verify", "~/store").stdout
+    (home / "ids.txt").write_text("b\n")
+    (home / "captions.csv").write_text("video,start,end,text\na,0,5,x\nb,0,5,y\n")
+    assert lvmae("remove", "~/store", "--ids-from", "~/ids.txt", "--captions", "~/captions.csv").returncode == 0
+    assert (home / "captions.csv").read_text() == "video,start,end,text\na,0,5,x\n"
+    assert str(home / "nothing") in refused(2, "represent", "~/nothing", "~/store", "--out", "~/reps")
+    assert str(home / "labels.csv") in refused(2, "probe", "~/store", "--labels", "~/labels.csv")
+    assert {path.name for path in home.iterdir()} >= {"store", "other"}
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}  # no folder named ~
+
+
+def test_only_a_path_at_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    words = ["~", "~/a b", "x=~/a", "~x", "a ~/b", "https://x/~/y", "a=b"]
+    arguments = argparse.Namespace(one="~/s", many=words, number=3, none=None)
+    expand_home(arguments)
+    assert (arguments.one, arguments.number, arguments.none) == ("/h/s", 3, None)
+    assert arguments.many == ["/h", "/h/a b", "x=/h/a", "~x", "a ~/b", "https://x/~/y", "a=b"]

@@ -104,12 +104,12 @@ def test_axes_are_read_from_pairs() -> None:
 def test_a_plan_is_read_and_its_paths_are_its_own(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        'recipe = "tiny"\nlabels = "l.csv"\n[stores]\n5s = "a"\nfar = "s3://b/c"\n[grid]\nmask_ratio = [0.3]\n'
+        'recipe = "tiny"\nlabels = "l.csv"\n[stores]\n5s = "a"\nfar = "s3://b/c"\nhome = "~/c"\n[grid]\nmask_ratio = [0.3]\n'
     )
     assert read_plan(plan) == {
         "recipe": "tiny",
         "labels": str(tmp_path / "l.csv"),
-        "stores": {"5s": str(tmp_path / "a"), "far": "s3://b/c"},
+        "stores": {"5s": str(tmp_path / "a"), "far": "s3://b/c", "home": str(Path.home() / "c")},
         "grid": {"mask_ratio": [0.3]},
     }
 

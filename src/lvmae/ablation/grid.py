@@ -227,7 +227,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
 def _from(plan: Path, path: Any) -> str:
     if not isinstance(path, str):
         raise InputError(f"the plan {plan} has {path!r} where a path belongs")
-    return path if "://" in path else str(plan.parent / path)
+    return path if "://" in path else str(plan.parent / Path(path).expanduser())
 
 
 def _said(at: Mapping[str, Any]) -> str:

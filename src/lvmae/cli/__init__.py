@@ -29,7 +29,7 @@ from lvmae.cli import (
     store,
     upkeep,
 )
-from lvmae.cli.command import Parser, command_of, in_options
+from lvmae.cli.command import Parser, command_of, expand_home, in_options
 from lvmae.cli.console import console
 from lvmae.cli.journal import flush_output, journal, write_summary
 from lvmae.errors import InputError, LVMAEError, Terminated
@@ -45,7 +45,9 @@ _DOWNLOADING = frozenset({"embed", "push", "quickstart", "search", "serve"})
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     with console():
-        return _run(build_parser().parse_args(argv))
+        arguments = build_parser().parse_args(argv)
+        expand_home(arguments)
+        return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:

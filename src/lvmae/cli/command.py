@@ -126,6 +126,23 @@ class Parser(argparse.ArgumentParser):
         return super()._parse_optional(arg_string)
 
 
+def expand_home(arguments: argparse.Namespace) -> None:
+    """Makes `~/` and `~name/` the home folder in every argument, and after the `=` of NAME=PATH.
+
+    A shell does it only for a word that is not quoted and begins so: not in --out=~/run, and not for what a script passes.
+    """
+    for name, value in vars(arguments).items():
+        if isinstance(value, str):
+            setattr(arguments, name, _at_home(value))
+        elif isinstance(value, list):
+            setattr(arguments, name, [_at_home(one) if isinstance(one, str) else one for one in value])
+
+
+def _at_home(word: str) -> str:
+    found = re.fullmatch(r"([\w.-]+=)?(~|~[\w.-]*/.*)", word, re.DOTALL)
+    return (found[1] or "") + os.path.expanduser(found[2]) if found else word  # noqa: PTH111 (text, not a path)
+
+
 def tell_changed(changed: Sequence[str], command: str, most: int = 5) -> None:
     """Prints which files are not what they were when they were stored."""
     if changed:
