@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lvmae.errors import LVMAEError
-from lvmae.pretraining import loop, pretrain
+from lvmae.pretraining import accelerate_state, pretrain
 from lvmae.recipes import Recipe
 
 
@@ -89,7 +89,7 @@ def _shard() -> None:
             assert all(isinstance(p, DTensor) for p in prepared[0].parameters())
             return prepared
 
-    loop.Accelerator = Sharding
+    accelerate_state.Accelerator = Sharding
 
 
 def _scale() -> None:
@@ -106,7 +106,8 @@ def _scale() -> None:
             # The first steps overflow in half precision with this much, so they are skipped and the scale is halved.
             self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**28, growth_interval=4)
 
-    loop.Accelerator = Scaling
+    accelerate_state.Accelerator = Scaling
+    accelerate_state.pick_device = lambda *_: torch.device("cuda")
 
 
 def _arm(function: str, call: int, when: str) -> None:
