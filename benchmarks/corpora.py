@@ -42,7 +42,7 @@ class Corpus:
 
 
 def load_corpus(name: str, seed: int = 0) -> Corpus:
-    """What the generator `module:function` gives, checked. Raises InputError where it is no corpus."""
+    """What the generator `module:function` gives, checked. Raises InputError if it is no corpus."""
     module, _, attribute = name.partition(":")
     sys.path.append(str(Path.cwd()))  # where a generator of one's own lies
     try:

@@ -214,7 +214,7 @@ def _video_parameters(encoder: Any) -> int:
 
 
 def memory_in_use(device: str) -> float | None:
-    """GiB of a GPU that are taken, by whatever process; None where that cannot be told."""
+    """GiB of a GPU that are taken, by whatever process; None if that cannot be told."""
     if torch.device(device).type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)

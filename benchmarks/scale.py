@@ -176,7 +176,7 @@ def window_flops(mask_ratio: float = 0.5) -> float:
 
 
 def encoding_rate() -> tuple[str, float]:
-    """The card and the segments a second of the fastest file of `make gpu-embed`; the figure above where there is none."""
+    """The card and the segments a second of the fastest file of `make gpu-embed`; the figure above if there is none."""
     found = [json.loads(path.read_text()) for path in RESULTS.glob("gpu-embed-*.json")]
     rates = [
         (row["encoders"]["languagebind-huge"]["segments_a_second"], row["card"])

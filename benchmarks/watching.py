@@ -97,7 +97,7 @@ def _pss(pid: int) -> float | None:
 
 
 def open_files(pid: int) -> int:
-    """How many files, sockets and pipes a process has open; 0 where it has ended."""
+    """How many files, sockets and pipes a process has open; 0 if it has ended."""
     try:
         return len(list((_PROC / str(pid) / "fd").iterdir()))
     except OSError:

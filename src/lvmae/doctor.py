@@ -49,7 +49,7 @@ _SHARED = Path("/dev") / "shm"
 
 
 def examine() -> dict[str, Any]:
-    """Everything about this machine as plain data; `problems` are sentences, empty where nothing is wrong."""
+    """Everything about this machine as plain data; `problems` are sentences, empty if nothing is wrong."""
     found: dict[str, Any] = {
         "lvmae": __version__,
         "python": platform.python_version(),

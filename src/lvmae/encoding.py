@@ -77,7 +77,7 @@ class LVMAE:
 
     @cached_property
     def segment_encoder(self) -> SegmentEncoder:
-        """The encoder of segments. Raises InputError where it is not installed, or the run was trained on imported features."""
+        """The encoder of segments. Raises InputError if it is not installed, or the run was trained on imported features."""
         from lvmae.encoders import encoder_of
 
         config = self.model.config
@@ -141,7 +141,7 @@ class LVMAE:
     def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns unit vectors of texts: (D,) or (n, D), in the segment encoder's space, not that of the run's tokens.
 
-        Raises InputError where the segment encoder has no text side.
+        Raises InputError if the segment encoder has no text side.
         """
         one = isinstance(texts, str)
         vectors = l2_normalize(self.segment_encoder.encode_text([texts] if isinstance(texts, str) else list(texts)))

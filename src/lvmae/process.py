@@ -33,7 +33,7 @@ def is_terminal(stream: Any) -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line on standard error, where there is one that can be written to."""
+    """Prints a line on standard error, if there is one that can be written to."""
     stream = sys.stderr
     with contextlib.suppress(AttributeError, ValueError, OSError):
         if stream is not None:

@@ -130,7 +130,7 @@ class Recipe:
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb"; metrics.jsonl is always written
 
     def __post_init__(self) -> None:
-        """Raises InputError where a value is out of its range."""
+        """Raises InputError if a value is out of its range."""
 
         def check(holds: bool, key: str, rule: str) -> None:
             if not holds:
@@ -293,7 +293,7 @@ class Recipe:
         """This recipe for a run that was begun before some of its settings existed: what the run did then, unless it is set.
 
         Args:
-            written: the run's recipe; empty where there is none. settings: what the user set.
+            written: the run's recipe; empty if there is none. settings: what the user set.
         """
         before = {k: v for k, v in BEFORE_IT_EXISTED.items() if k not in {*FREE, *written, *(settings or {})}}
         return dataclasses.replace(self, **before) if written else self

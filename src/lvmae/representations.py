@@ -140,7 +140,7 @@ def _begun(
     layers: tuple[int, ...],
     overwrite: bool,
 ) -> dict[str, Any] | None:
-    """What the representations at `out` were made from; None where there are none, or no longer, being overwritten."""
+    """What the representations at `out` were made from; None if there are none, or no longer, being overwritten."""
     try:
         begun = EmbeddingStore(out)
     except InputError:  # none there yet; what else may be wrong with it, the writer says

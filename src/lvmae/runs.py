@@ -48,7 +48,7 @@ def find_run(path: str | os.PathLike[str]) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """What `config.json` of a run says. Raises InputError where it cannot be read or is not of an LV-MAE model."""
+    """What `config.json` of a run says. Raises InputError if it cannot be read or is not of an LV-MAE model."""
     try:
         config = read_object(Path(path) / CONFIG, "restore it, or train the run again")
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def read_split(run: str | os.PathLike[str]) -> dict[str, str] | None:
     """id -> its part in a run, "train" where any store's video of that id was trained on; None for runs that did not write it.
 
-    Raises InputError where the file is damaged.
+    Raises InputError if the file is damaged.
     """
     from lvmae.files.table_files import cell_text, read_table
 
@@ -81,7 +81,7 @@ def run_fingerprint(run: str | Path) -> str:
     """A hash of a run's weights and configuration: two runs with the same one give the same representations.
 
     Raises:
-        InputError: where there is no model in `run`.
+        InputError: if there is no model in `run`.
     """
     folder = find_run(run)
     digest = hashlib.sha256((folder / CONFIG).read_bytes())
@@ -92,7 +92,7 @@ def run_fingerprint(run: str | Path) -> str:
 
 
 def count_parameters(run: str | Path) -> int | None:
-    """Numbers in a run's weights; None where there are none."""
+    """Numbers in a run's weights; None if there are none."""
     from safetensors import safe_open
 
     count = 0
@@ -110,7 +110,7 @@ def load_run_encoder(run: str | Path) -> LVMAEModel:
     """The encoder of a run, for inference, on the CPU and in float32.
 
     Raises:
-        InputError: where there is no model in `run`, or it is not one of ours.
+        InputError: if there is no model in `run`, or it is not one of ours.
     """
     from lvmae.model import LVMAEModel
 
@@ -121,7 +121,7 @@ def load_run_autoencoder(run: str | Path) -> LVMAEForPreTraining:
     """Encoder, decoder and objective of a run, for inference, on the CPU and in float32.
 
     Raises:
-        InputError: where there is no model in `run`, it is not one of ours, or it names an objective as module:Class whose
+        InputError: if there is no model in `run`, it is not one of ours, or it names an objective as module:Class whose
             code may not run.
     """
     from lvmae.model import LVMAEForPreTraining

@@ -212,7 +212,7 @@ class _Job:
             lock.release()
 
     def seconds(self, cell: Cell) -> float | None:
-        """How long a cell's pre-training took; None where it is not done, or not with these labels and probes."""
+        """How long a cell's pre-training took; None if it is not done, or not with these labels and probes."""
         result = self._result(self._folder(cell), cell.on)
         return float(result["rows"][0]["pretrain_seconds"]) if result and result["status"] == DONE else None
 

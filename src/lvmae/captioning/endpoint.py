@@ -44,7 +44,7 @@ _JITTER = random.Random()  # not the process's generator, which is the caller's
 
 @dataclass(frozen=True)
 class Answer:
-    """A caption in one line, the tokens the server counted for it (0 where it does not), and whether it was cut at the limit."""
+    """A caption in one line, the tokens the server counted for it (0 if it does not), and whether it was cut at the limit."""
 
     text: str
     tokens_in: int
@@ -110,7 +110,7 @@ class Endpoint:
     Args:
         url: the address that /chat/completions is appended to, as http://127.0.0.1:11434/v1.
         model: the name the server knows it by.
-        key: sent as the bearer token; None where the server wants none.
+        key: sent as the bearer token; None if the server wants none.
         max_tokens: the longest answer; 0 leaves it to the server.
         per_minute: requests that may start in a minute, retries included; None: any number.
         timeout: seconds for one request from its start to the last byte of its answer.

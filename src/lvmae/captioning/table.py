@@ -75,7 +75,7 @@ class CaptionTable:
         self._lock.release()
 
     def add(self, video: str, start: float, end: float, text: str) -> None:
-        """Appends one caption; it is in the file when this returns. Raises WorkError where the disk takes no more."""
+        """Appends one caption; it is in the file when this returns. Raises WorkError if the disk takes no more."""
         row = io.StringIO()
         csv.writer(row, lineterminator="\n").writerow(
             (as_cell(video), repr(float(start)), repr(float(end)), as_cell(text))

@@ -45,7 +45,7 @@ def takes_journal(command: Any) -> None:
 def journal(arguments: argparse.Namespace) -> Iterator[None]:
     """Within the block, the package's loggers write to standard error, and to the log if there is one.
 
-    Raises InputError where the log cannot be written.
+    Raises InputError if the log cannot be written.
     """
     logger = logging.getLogger("lvmae")
     before = logger.level

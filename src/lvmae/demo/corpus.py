@@ -70,7 +70,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What there is to know about a video before it is filmed. `label` is None where it tells more than one story."""
+    """What there is to know about a video before it is filmed. `label` is None if it tells more than one story."""
 
     id: str
     label: str | None

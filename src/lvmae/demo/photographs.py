@@ -56,7 +56,7 @@ SUBJECTS: dict[str, Subject] = {**EVENTS, **FILLERS}
 
 
 def photograph_file(subject: Subject) -> Path:
-    """Where a subject's photograph lies on this machine; InputError where its package is not installed."""
+    """Where a subject's photograph lies on this machine; InputError if its package is not installed."""
     spec = find_spec(subject.package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         file = Path(folder) / subject.path

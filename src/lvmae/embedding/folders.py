@@ -47,7 +47,7 @@ class LeftOut:
             self.kinds[posixpath.splitext(name)[1].lower() or "without suffix"] += 1
 
     def __str__(self) -> str:
-        """Such as `12 files that are no videos: 8 .txt, 3 .jpg, 1 hidden`; empty where nothing is left out."""
+        """Such as `12 files that are no videos: 8 .txt, 3 .jpg, 1 hidden`; empty if nothing is left out."""
         if not self.kinds:
             return ""
         most = self.kinds.most_common(8)

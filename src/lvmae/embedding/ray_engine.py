@@ -73,7 +73,7 @@ class ActorNeeds:
 
     @property
     def accelerators(self) -> dict[str, float]:
-        """What an encoder needs of a node, by Ray's names; empty where decoders encode."""
+        """What an encoder needs of a node, by Ray's names; empty if decoders encode."""
         return {name: amount for name, amount in (("GPU", self.gpus), *self.resources) if amount}
 
     def decoders_on(self, node: dict[str, float]) -> int:
@@ -104,7 +104,7 @@ def run_on_ray(
     `workers` is a number of actors (None: as many as the cluster holds). `address` is the cluster's; None is the one this process
     is connected to, the one this machine belongs to, or one started here and ended with the job, in this order.
 
-    Raises InputError where no cluster answers or none of its nodes can hold an actor, WorkError for an encoder that fails and for a
+    Raises InputError if no cluster answers or none of its nodes can hold an actor, WorkError for an encoder that fails and for a
     cluster that no longer makes progress.
     """
     needs = needs or ActorNeeds()

@@ -65,13 +65,13 @@ class VideoFile:
         return self.listed if self.listed != UNKNOWN else stat_of(self.path)
 
     def size(self) -> int:
-        """Bytes of the file; 0 where that cannot be told at no cost."""
+        """Bytes of the file; 0 if that cannot be told at no cost."""
         return self.now().bytes or 0
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found, and what it left out, in words; empty where that is nothing."""
+    """What a search found, and what it left out, in words; empty if that is nothing."""
 
     videos: list[VideoFile]
     left_out: str = ""
@@ -115,7 +115,7 @@ def share_of(videos: list[VideoFile], rank: int, world_size: int) -> list[VideoF
 
     Raises InputError for a rank that is not one of 0 to world_size - 1.
     """
-    in_share("", rank, world_size)  # where there is no video, a wrong rank is wrong all the same
+    in_share("", rank, world_size)  # if there is no video, a wrong rank is wrong all the same
     return [v for v in videos if in_share(v.id, rank, world_size)]
 
 

@@ -80,7 +80,7 @@ class SegmentEncoder(Protocol):
         """uint8 RGB (B, T, H, W, 3) -> float32 (B, dim), L2-normalised."""
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
-        """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError where there is no text side."""
+        """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError if there is no text side."""
 
     def self_test(self) -> None:
         """Raises WorkError when the weights are missing or similarities are all alike."""

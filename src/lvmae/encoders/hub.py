@@ -34,7 +34,7 @@ from lvmae.encoders.transfer import Transfer
 from lvmae.errors import InputError, LVMAEError, WorkError
 from lvmae.process import say
 
-# What a model consists of: configuration and tokenizer, weights, and, only where there are no such weights, pickled ones.
+# What a model consists of: configuration and tokenizer, weights, and, only if there are no such weights, pickled ones.
 FILES = ("*.json", "*.txt", "*.model", "README.md")
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin")
@@ -58,7 +58,7 @@ class Snapshot:
     identity: str  # `owner/name@commit`, or `local-` and the hash of the files
 
     def json(self, name: str) -> dict[str, Any]:
-        """One of its JSON files; InputError where it is missing or is not a JSON object."""
+        """One of its JSON files; InputError if it is missing or is not a JSON object."""
         try:
             content = json.loads((self.folder / name).read_text("utf-8"))
         except FileNotFoundError:
@@ -73,7 +73,7 @@ class Snapshot:
 
     def processor(self) -> dict[str, Any]:
         """The configuration of its video or image processor: transformers 5 keeps it in a part of processor_config.json, older
-        versions in a file of its own. InputError where there is none."""
+        versions in a file of its own. InputError if there is none."""
         if (self.folder / "processor_config.json").is_file():
             whole = self.json("processor_config.json")
             for kind in ("video_processor", "image_processor"):
@@ -104,7 +104,7 @@ def fetch(
 ) -> Snapshot:
     """The model's files: a folder as it is, else downloaded from the hub, or from its cache, at `revision` (default: the newest).
 
-    The three kinds of files are glob patterns; pickled weights are fetched only where there are no others. Raises InputError, with
+    The three kinds of files are glob patterns; pickled weights are fetched only if there are no others. Raises InputError, with
     what to do, where the model, its revision or the network is missing.
     """
     folder = Path(model).expanduser()
@@ -181,7 +181,7 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     """`factory.from_pretrained(...)` in float32 for inference: every weight found, none random, no code of the repository run.
 
     `unused` are regular expressions of weights in the files that this network has no place for, by intention. Raises WorkError
-    where weights are missing, misshapen or left over, InputError where the files are not such a model at all.
+    where weights are missing, misshapen or left over, InputError if the files are not such a model at all.
     """
     snapshot.json("config.json")  # without it transformers would build a network of its default size
     from safetensors import SafetensorError
@@ -206,7 +206,7 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
 
 
 def load_tokenizer(snapshot: Snapshot, factory: Any = None) -> Any:
-    """The model's tokenizer, of the class `factory` or whichever it is. InputError where its files are missing."""
+    """The model's tokenizer, of the class `factory` or whichever it is. InputError if its files are missing."""
     from transformers import AutoTokenizer
 
     # Without them transformers would make a tokenizer of nothing but marks, and every text would be the same.
@@ -228,7 +228,7 @@ def load_tokenizer(snapshot: Snapshot, factory: Any = None) -> Any:
 def read_weights(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     """Every tensor in the model's files by name, on the CPU, mapped from disk; for networks that transformers does not know.
 
-    Safetensors, whole or in parts; where there are none, torch files, read with `weights_only`. WorkError where they are damaged.
+    Safetensors, whole or in parts; if there are none, torch files, read with `weights_only`. WorkError if they are damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -517,7 +517,7 @@ class HubEncoder(ABC):
             self.encode_video(blank)
 
     def encode_text(self, texts: list[str]) -> np.ndarray:
-        """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError where there is no text side."""
+        """Texts -> float32 (len(texts), dim), L2-normalised. Raises InputError if there is no text side."""
         parts = [texts[i : i + _TEXT_BATCH] for i in range(0, len(texts), _TEXT_BATCH)]
         return self._normalised([v for part in parts for v in self._in_parts(self._embed_text, part)])
 

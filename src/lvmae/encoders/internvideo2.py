@@ -86,7 +86,7 @@ class InternVideo2(HubEncoder):
 
     @torch.inference_mode()
     def _width(self, frames: int, size: int) -> int:
-        """The width of the space: that of a text, or of one blank clip where there are no texts."""
+        """The width of the space: that of a text, or of one blank clip if there are no texts."""
         if self.has_text:
             return int(self._embed_text(["a"]).shape[-1])
         return int(self._embed_video(torch.zeros(1, frames, 3, size, size, device=self.device)).shape[-1])

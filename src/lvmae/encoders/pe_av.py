@@ -90,7 +90,7 @@ class PEAV(HubEncoder):
 
 
 def _load(snapshot: Snapshot) -> Any:
-    """The `PeVideoModel` in a repository of either kind. InputError where it is neither."""
+    """The `PeVideoModel` in a repository of either kind. InputError if it is neither."""
     from transformers import AutoConfig, PeVideoModel
 
     with quiet_transformers():

@@ -119,7 +119,7 @@ class SentenceTransformers(HubEncoder):
 
 
 def _load(snapshot: Snapshot, device: torch.device) -> Any:
-    """The model with every weight found, no code of the repository run. InputError and WorkError where it cannot be."""
+    """The model with every weight found, no code of the repository run. InputError and WorkError if it cannot be."""
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:

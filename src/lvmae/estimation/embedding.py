@@ -136,7 +136,7 @@ def _started(name: str, options: dict[str, Any]) -> tuple[SegmentEncoder, float]
 
 
 def _stored(out: str | os.PathLike[str] | None) -> set[str]:
-    """The ids that a store holds; none where there is no store yet."""
+    """The ids that a store holds; none if there is no store yet."""
     if out is None:
         return set()
     try:
@@ -146,7 +146,7 @@ def _stored(out: str | os.PathLike[str] | None) -> set[str]:
 
 
 def _length(file: VideoFile) -> float | None:
-    """Seconds of a video or clip; None where it cannot be read."""
+    """Seconds of a video or clip; None if it cannot be read."""
     try:
         whole = probe(file.path).duration
     except LVMAEError:

@@ -35,7 +35,7 @@ def is_missing(label: str) -> bool:
 
 
 def as_number(label: str) -> float | None:
-    """The number that a label is, "inf" among them; None where it is none."""
+    """The number that a label is, "inf" among them; None if it is none."""
     text = label.strip()
     if _NUMBER.fullmatch(text) or text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
         return float(text)

@@ -34,7 +34,7 @@ class Features:
         tokens: V arrays (L, D) of any float type, without [CLS]: views on the store's memory map.
         cls: (V, D) float32; None for raw embeddings, which have no [CLS].
         mean: (V, D) float32, the mean of a video's tokens without [CLS].
-        center: (V, D) float32, what was taken off a video's embeddings; None where nothing was.
+        center: (V, D) float32, what was taken off a video's embeddings; None if nothing was.
         layers: block of the encoder, from 1 -> (V, D) float32, the mean of its tokens; those that were kept.
     """
 
@@ -61,7 +61,7 @@ class Features:
         """A vector a video (V, D) or (V, 2 D), by one of `READOUTS`.
 
         Raises:
-            InputError: for a readout of [CLS] where there is none.
+            InputError: for a readout of [CLS] if there is none.
         """
         mean = self.mean.double().numpy()
         if readout == "mean":
@@ -188,5 +188,5 @@ def _within(record: VideoRecord, start: float, end: float) -> slice:
 
 
 def _shared(record: VideoRecord, start: float, end: float) -> NDArray[np.float64]:
-    """Seconds of [start, end] in each segment (L); not above 0 where there are none."""
+    """Seconds of [start, end] in each segment (L); not above 0 if there are none."""
     return np.asarray(np.minimum(record.ends, end) - np.maximum(record.starts, start))

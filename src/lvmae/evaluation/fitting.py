@@ -35,7 +35,7 @@ class Fitted:
     Attributes:
         outputs: (n_test, K) logits or values, at what was best on val.
         setting: what val chose: the epoch (from 1) and rate, the strength, the number of neighbours.
-        steps, paper_steps: optimiser steps made, and those of the plain epochs; 0 where there are none.
+        steps, paper_steps: optimiser steps made, and those of the plain epochs; 0 if there are none.
     """
 
     outputs: NDArray[np.float64]

@@ -207,7 +207,7 @@ def _strangers(path: Path, rows: list[Labelled], known: Sequence[str]) -> list[s
 
 
 def splits_of(path: Path, rows: Sequence[Labelled]) -> NDArray[np.str_] | None:
-    """(V) "train", "val" or "test"; None where no row names a split."""
+    """(V) "train", "val" or "test"; None if no row names a split."""
     if not any(row.split for row in rows):
         return None
     for row in rows:

@@ -25,7 +25,7 @@ class Matches:
     """Where each name is among a store's ids.
 
     Attributes:
-        places: the place of each name; None where the store has not the video.
+        places: the place of each name; None if the store has not the video.
         loose: (name, id) of those that do not agree to the letter.
     """
 
@@ -33,7 +33,7 @@ class Matches:
     loose: tuple[tuple[str, str], ...]
 
     def note(self) -> str:
-        """One sentence about loose matches; "" where there are none."""
+        """One sentence about loose matches; "" if there are none."""
         if not self.loose:
             return ""
         some = ", ".join(f"'{name}' is '{id_}'" for name, id_ in self.loose[:2])

@@ -94,7 +94,7 @@ class ProbeSettings:
         return cls(**{"linear_min_steps": 0, "attentive_min_steps": 0} | changes)
 
     def __post_init__(self) -> None:
-        """Raises InputError where a value is out of its range."""
+        """Raises InputError if a value is out of its range."""
         for name, value in vars(self).items():
             if name == "device":
                 continue

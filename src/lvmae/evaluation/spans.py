@@ -55,7 +55,7 @@ class SpanLabels:
     Attributes:
         spans: every labelled span.
         classes: the names, in order.
-        splits: video -> "train", "val" or "test"; None where every seed draws its own split.
+        splits: video -> "train", "val" or "test"; None if every seed draws its own split.
     """
 
     name: str
@@ -138,7 +138,7 @@ class _Segments:
 
 
 def segment_targets(record: VideoRecord, spans: Sequence[Span], classes: Sequence[str]) -> NDArray[np.int64]:
-    """(L): the number of each segment's class, from 1, by the span that it shares most with; 0 where it is of none."""
+    """(L): the number of each segment's class, from 1, by the span that it shares most with; 0 if it is of none."""
     found, best = np.zeros(len(record.starts), np.int64), np.zeros(len(record.starts))
     for span in spans:
         shared = np.minimum(record.ends, span.end) - np.maximum(record.starts, span.start)
@@ -213,7 +213,7 @@ class SpanRow:
 
     Attributes:
         stderr, interval: of the accuracy, over test videos; `minus_raw` is its paired difference to the raw row.
-        detection: "0.3" and so on, and "mean" -> mAP; empty where spans were not asked for.
+        detection: "0.3" and so on, and "mean" -> mAP; empty if spans were not asked for.
         chosen: the strength that val chose, a seed each.
     """
 

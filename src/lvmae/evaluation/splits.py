@@ -44,7 +44,7 @@ def balanced_split(ids: Sequence[str], belongs: NDArray[np.bool_], groups: Seque
     Args:
         ids: (V).
         belongs: (V, C), which classes a video has; C may be 0.
-        groups: (V), or None where every video is its own.
+        groups: (V), or None if every video is its own.
 
     Raises:
         InputError: for fewer than three groups.

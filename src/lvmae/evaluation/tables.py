@@ -101,7 +101,7 @@ class ProbeRow:
         stderr: the standard error of the mean over test videos, by resampling them.
         chosen: what val chose for each seed: strength (C, alpha), number of neighbours (k), rate and epoch.
         minus_raw: the difference to the raw row of the same probe, its standard error and 95 % interval (value, stderr,
-            low, high), paired over test videos; None where there is none.
+            low, high), paired over test videos; None if there is none.
         details: macro-F1 and the confusion matrix, or the share of variance explained; see `verdicts.details`.
     """
 

@@ -31,7 +31,7 @@ class Task:
         ids: (V) names of videos, as the labels have them.
         targets: int64 (V) class numbers, bool (V, C) class sets, or float64 (V) values.
         classes: (C) names; none for a regression.
-        splits: (V) "train", "val" or "test"; None where every seed draws its own split.
+        splits: (V) "train", "val" or "test"; None if every seed draws its own split.
         spans: (V) [start, end] in seconds, where only a part of a video is meant.
         missing: names the labels have and the store has not, filled in by `found_in`; `missing_splits` are theirs, "" where
             seeds draw splits.

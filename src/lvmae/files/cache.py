@@ -33,7 +33,7 @@ _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is a killed 
 def cache_folder() -> Path:
     """Where memory maps and unpacked weights are kept: `$LVMAE_CACHE`, or `~/.cache/lvmae`. Safe to delete.
 
-    Raises InputError where neither says a folder.
+    Raises InputError if neither says a folder.
     """
     given = os.environ.get("LVMAE_CACHE")
     if given:
@@ -52,7 +52,7 @@ class CacheEntry:
     kind: str
     """What it is: the folder of the cache that it lies in."""
     of: str
-    """The store or package that it is a copy of; empty where nobody noted it."""
+    """The store or package that it is a copy of; empty if nobody noted it."""
     size: int
     """Bytes on the disk."""
     used: float

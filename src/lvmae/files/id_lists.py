@@ -42,7 +42,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
 
 
 def write_ids(path: str | os.PathLike[str], ids: Iterable[str]) -> None:
-    """Writes one id a line. Raises WorkError where that fails, ValueError for an id with a line break in it."""
+    """Writes one id a line. Raises WorkError if that fails, ValueError for an id with a line break in it."""
     lines = list(ids)
     for line in lines:
         if line.splitlines() != [line]:

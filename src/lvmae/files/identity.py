@@ -46,7 +46,7 @@ UNKNOWN = FileIdentity()
 
 
 def stat_of(path: str | os.PathLike[str]) -> FileIdentity:
-    """Size and time of a file of this machine, without reading it; unknown for a URL and where there is no file."""
+    """Size and time of a file of this machine, without reading it; unknown for a URL and if there is no file."""
     if is_remote(path):
         return UNKNOWN
     try:

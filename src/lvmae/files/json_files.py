@@ -50,7 +50,7 @@ def read_lines(path: str | os.PathLike[str], what_to_do: str = "restore it") -> 
 
 
 def parse_object(content: bytes | str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where it is none, whatever is wrong with it."""
+    """A JSON object. Raises ValueError if it is none, whatever is wrong with it."""
     try:
         value = json.loads(content)
     except RecursionError:

@@ -23,7 +23,7 @@ class Lock:
         self._lock = FileLock(path)
 
     def take(self, wait: float = 0.0) -> None:
-        """Takes the lock, making its folder where there is none; waits for it `wait` seconds at most, for ever below 0.
+        """Takes the lock, making its folder if there is none; waits for it `wait` seconds at most, for ever below 0.
 
         Raises:
             InUse: another process holds it.

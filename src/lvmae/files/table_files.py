@@ -120,7 +120,7 @@ def cell_text(value: Any) -> str:
 
 
 def column_of(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column that has one of `names`, the first of them first, whatever its case; None where there is none."""
+    """The column that has one of `names`, the first of them first, whatever its case; None if there is none."""
     folded = {str(column).strip().lower(): column for column in columns}
     return next((folded[name] for name in names if name in folded), None)
 

@@ -86,7 +86,7 @@ _MOST_RATIO = 100  # of claimed bytes to bytes in the file, above that
 
 
 def _check_claims(said: str, metadata: Any) -> None:
-    """Raises InputError where a column claims far more values than its bytes can hold, before any is read."""
+    """Raises InputError if a column claims far more values than its bytes can hold, before any is read."""
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):
             column = metadata.row_group(group).column(place)

@@ -54,7 +54,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview, *, durable: bool = True) -> None:
-    """Replaces a file in one step, and makes its folder where there is none.
+    """Replaces a file in one step, and makes its folder if there is none.
 
     Pipes and devices, such as /dev/stdout, are written to. Raises WorkError, the old file in its place, where the disk refuses it.
     """
@@ -72,12 +72,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview, *, du
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = True) -> None:
-    """Replaces a file by a text in UTF-8, in one step. Raises WorkError where the disk refuses it."""
+    """Replaces a file by a text in UTF-8, in one step. Raises WorkError if the disk refuses it."""
     write_bytes(path, text.encode("utf-8"), durable=durable)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, durable: bool = True) -> None:
-    """Replaces a file by a value as JSON, in one step. Raises WorkError where the disk refuses it, ValueError for NaN."""
+    """Replaces a file by a value as JSON, in one step. Raises WorkError if the disk refuses it, ValueError for NaN."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 

@@ -30,7 +30,7 @@ def sentence(error: BaseException) -> str:
 
 
 def check_claim(shape: tuple[int, ...], itemsize: int, held: int, where: str = "the array") -> None:
-    """Raises ValueError where a shape claims more than `held` bytes of a file can be."""
+    """Raises ValueError if a shape claims more than `held` bytes of a file can be."""
     values = math.prod(int(side) for side in shape)
     if values * itemsize > min(_MOST_BYTES, max(_FREE_BYTES, _MOST_RATIO * held)):
         raise ValueError(
@@ -218,7 +218,7 @@ class Layout:
     dim: int = 0
 
     def rows(self, array: np.ndarray) -> np.ndarray:
-        """The array as (L, D), whatever is in it. ValueError where it is not of this form."""
+        """The array as (L, D), whatever is in it. ValueError if it is not of this form."""
         shape = array.shape
         while array.ndim > 2 and 1 in array.shape:
             # (T, D, 1, 1) is pooled over space, (1, T, D) a batch of one.

@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(source: Path, key: str | None, stack: ExitStack) -> Source:
-    """The videos in `source`; what is opened for them, `stack` closes. Raises InputError where it is of no kind that is known."""
+    """The videos in `source`; what is opened for them, `stack` closes. Raises InputError if it is of no kind that is known."""
     if source.is_dir():
         return _in_folder(source, key)
     if key is not None and source.suffix.lower() in _ONE_ARRAY and source.exists() and _holds_one(source):

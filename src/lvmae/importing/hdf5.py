@@ -91,7 +91,7 @@ class _Tree:
         return item
 
     def other(self, group: Any, name: str) -> Any:
-        """A file that a link names, opened once. ValueError where it is not in the folder."""
+        """A file that a link names, opened once. ValueError if it is not in the folder."""
         import h5py
 
         target = (Path(group.file.filename).resolve().parent / name).resolve()

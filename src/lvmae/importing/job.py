@@ -180,7 +180,7 @@ def _store_at(path: str | os.PathLike[str]) -> EmbeddingStore | None:
 
 
 def _named(candidate: Candidate, stored: StoredSources, seen: dict[str, str]) -> str | None:
-    """The id of a video: the one its file has in the store, or one that means no other video; None where there is none."""
+    """The id of a video: the one its file has in the store, or one that means no other video; None if there is none."""
     if candidate.keeps_id:  # the same file holds it again, or another file has a video of this name
         return candidate.id if not _is_anothers(candidate, candidate.id, stored) else None
     known = stored.id_of(candidate.path)
@@ -199,7 +199,7 @@ def _is_anothers(candidate: Candidate, id: str, stored: StoredSources) -> bool:
 
 
 def _width(candidates: list[Candidate], layout: Layout) -> int:
-    """How wide most of the first arrays are; 0 where none can be read. InputError where they look turned."""
+    """How wide most of the first arrays are; 0 if none can be read. InputError if they look turned."""
     shapes: list[tuple[int, int]] = []
     for candidate in candidates:
         try:

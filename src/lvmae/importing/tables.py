@@ -48,7 +48,7 @@ def names_videos(path: Path) -> bool:
 
 
 def videos_in(path: Path, key: str | None) -> Iterator[Video]:
-    """The videos of a table with a row a video or a row a segment. InputError where it is no such table."""
+    """The videos of a table with a row a video or a row a segment. InputError if it is no such table."""
     rows = _rows_of(path)
     first = next(rows(), None)
     if first is None:
@@ -127,7 +127,7 @@ class _Segments:
 
 
 def _in_order(numbers: list[int], what: str) -> list[int]:
-    """The places of segments in the order of their numbers. ValueError where these do not count on."""
+    """The places of segments in the order of their numbers. ValueError if these do not count on."""
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"a number in {what} occurs twice")
     if max(numbers) - min(numbers) != len(numbers) - 1:
@@ -282,7 +282,7 @@ def _trailing_number(path: Path) -> tuple[int, str]:
 
 
 def rows_with_ids(arrays: list[Path]) -> Iterator[Video]:
-    """The videos of arrays whose rows belong to them by a Parquet of ids. InputError where the two do not fit together."""
+    """The videos of arrays whose rows belong to them by a Parquet of ids. InputError if the two do not fit together."""
     places: dict[str, list[tuple[Any, int, int]]] = {}
     for which, path in enumerate(arrays):
         beside = ids_beside(path)

@@ -33,8 +33,8 @@ class Interpretation:
     """The result of `interpret`: retrieval figures over a store, and reconstructions of its videos as captions.
 
     `metrics` is plain data: `cosine` of each kind of embedding with the hidden original ("reconstruction" and the two floors),
-    and `retrieval` (captions given) or `words` (the encoder's vocabulary), None where there are no texts. `held_out` has
-    the same of the videos that the run was not trained on, None where that is not known or there are none. `videos` are those
+    and `retrieval` (captions given) or `words` (the encoder's vocabulary), None if there are no texts. `held_out` has
+    the same of the videos that the run was not trained on, None if that is not known or there are none. `videos` are those
     shown on the page; positions in their lists of texts refer to `texts`. `moments` maps a text to its best (video, segment,
     cosine). `notes` say what was left out.
     """
@@ -284,7 +284,7 @@ def _number_texts(
 
 
 def _add_pictures(result: Interpretation, store: EmbeddingStore, shown: Sequence[int], most: int) -> None:
-    """Pictures from the videos' own files, evenly along them; a note where there are none, or not of every segment."""
+    """Pictures from the videos' own files, evenly along them; a note if there are none, or not of every segment."""
     every = math.ceil(sum(len(video.starts) for video in result.videos) / max(1, most))
     try:
         from lvmae.video.decoding import thumbnails

@@ -207,7 +207,7 @@ class Reader:
             self._agreement[kind].append(index.cosine(words[kind], words[ORIGINAL]))
 
     def metrics(self, videos: Collection[int] | None = None) -> dict[str, Any] | None:
-        """Numbers over all scored segments, or those of some videos; None where these have none."""
+        """Numbers over all scored segments, or those of some videos; None if these have none."""
         scored, asked = (
             np.isin(np.concatenate(of), list(videos)) if videos is not None and of else slice(None)
             for of in (self._videos, self._ranked)

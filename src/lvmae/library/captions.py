@@ -152,7 +152,7 @@ def align(captions: Sequence[Caption], record: VideoRecord) -> list[list[str]]:
         record: a video with L segments.
 
     Returns:
-        L lists of texts; empty where a segment has no caption.
+        L lists of texts; empty if a segment has no caption.
     """
     texts: list[list[str]] = [[] for _ in range(len(record.starts))]
     if not captions or not texts:

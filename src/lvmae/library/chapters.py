@@ -291,7 +291,7 @@ def _refined(
 
 
 def _words(store: EmbeddingStore, means: np.ndarray, wanted: bool) -> list[tuple[str, ...]]:
-    """The vocabulary's words nearest to each mean (C, D); empty where there is no vocabulary."""
+    """The vocabulary's words nearest to each mean (C, D); empty if there is no vocabulary."""
     untitled: list[tuple[str, ...]] = [()] * len(means)
     if not wanted or store.kind != EMBEDDINGS:
         return untitled

@@ -40,7 +40,7 @@ class Comparison:
     cka: float
     """Linear centred kernel alignment of the videos' mean features, 0 to 1. Of few videos in a wide space it is high by itself."""
     cka_debiased: float | None
-    """The same without this bias: around 0 for independent features. None where it is undefined, as for fewer than 4 videos."""
+    """The same without this bias: around 0 for independent features. None if it is undefined, as for fewer than 4 videos."""
 
     def to_json(self) -> str:
         """Returns all fields as JSON."""

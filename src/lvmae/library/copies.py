@@ -96,7 +96,7 @@ class Films:
         self._bytes = 0
 
     def film(self, video: int) -> Film | None:
-        """A video's frames; None where it cannot be read."""
+        """A video's frames; None if it cannot be read."""
         if video in self._kept:
             self._kept.move_to_end(video)
             return self._kept[video]
@@ -218,7 +218,7 @@ def _inset_boxes() -> tuple[Box, ...]:
 def shared_spans(
     films: Films, a: int, b: int, of_a: np.ndarray, of_b: np.ndarray, *, min_seconds: float
 ) -> list[SharedSpan] | None:
-    """The spans of videos `a` and `b` that show the same. None where one of them cannot be read.
+    """The spans of videos `a` and `b` that show the same. None if one of them cannot be read.
 
     Args:
         films: the videos' frames.
@@ -277,7 +277,7 @@ def _around(of: np.ndarray, count: int) -> np.ndarray:
 
 
 def _refined(film_a: Film, film_b: Film, box_a: Box, box_b: Box) -> tuple[Box, Box] | None:
-    """The boxes with their edges moved so that the frames of the best span match best; None where there is no span."""
+    """The boxes with their edges moved so that the frames of the best span match best; None if there is no span."""
     few_a, few_b = film_a.few, film_b.few
     times_a, times_b = film_a.times[::_COARSE], film_b.times[::_COARSE]
     scores = (_descriptors(few_a, box_a) @ _descriptors(few_b, box_b).T).numpy()

@@ -135,7 +135,7 @@ def _neighbours(store: EmbeddingStore, segments: Segments, count: int) -> list[l
 
 
 def _thumbnails(source: str, times: np.ndarray) -> dict[int, str]:
-    """Data URLs by segment; empty where the video cannot be read here."""
+    """Data URLs by segment; empty if the video cannot be read here."""
     from lvmae.video.decoding import thumbnails
 
     if not source or is_remote(source) or not Path(source).is_file():
@@ -152,7 +152,7 @@ def _thumbnails(source: str, times: np.ndarray) -> dict[int, str]:
 def export_chapters(store: str | Path | EmbeddingStore, out: str | Path) -> list[Path]:
     """Writes the chapters of every video as WebVTT below the folder `out`, by id, and returns the files.
 
-    Raises InputError where an id would lead out of the folder, WorkError where a file cannot be written.
+    Raises InputError if an id would lead out of the folder, WorkError if a file cannot be written.
     """
     store = EmbeddingStore.open(store)
     folder = Path(out).absolute()

@@ -67,7 +67,7 @@ class Nearest:
 
     @cached_property
     def index(self) -> Any | None:
-        """The index, or None where every vector is read."""
+        """The index, or None if every vector is read."""
         if self._exact_only or len(self._vectors) < INDEX_FROM:
             return None
         try:
@@ -95,7 +95,7 @@ class Nearest:
             return self._exact(queries, k)
         _, found = self.index.search(
             queries, min(k + _SPARE, len(self._vectors))
-        )  # (Q, k + spare), -1 where there are no more
+        )  # (Q, k + spare), -1 if there are no more
         if (found[:, :k] < 0).any():  # more is wanted than lies in the lists that are visited
             return self._exact(queries, k)
         rows = [self._ranked(query, np.sort(row[row >= 0]), k) for query, row in zip(queries, found, strict=True)]

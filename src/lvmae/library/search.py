@@ -92,7 +92,7 @@ class Library:
 
     @cached_property
     def encoder(self) -> SegmentEncoder:
-        """The encoder that made the store. Raises InputError where there is none, or none that reads text."""
+        """The encoder that made the store. Raises InputError if there is none, or none that reads text."""
         from lvmae.encoders import encoder_of
 
         encoder = encoder_of(self.store.manifest)
@@ -104,7 +104,7 @@ class Library:
 
     @cached_property
     def held(self) -> np.ndarray | None:
-        """(N, D) float32: all unit vectors in memory, so that many queries are one product; None where they are too many."""
+        """(N, D) float32: all unit vectors in memory, so that many queries are one product; None if they are too many."""
         if len(self._segments) * self.store.dim > _HELD_VALUES:
             return None
         unit = np.empty((len(self._segments), self.store.dim), np.float32)

@@ -32,7 +32,7 @@ _FORMATS = (".json", ".txt", ".png")
 
 @dataclass(frozen=True)
 class Statistics:
-    """A store in figures. Shares are of segments, None where nobody looked."""
+    """A store in figures. Shares are of segments, None if nobody looked."""
 
     videos: int
     segments: int

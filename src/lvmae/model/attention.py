@@ -196,7 +196,7 @@ class _Group:
     queries: Tensor  # (R*Wq) index into the row of queries; what only fills up points at a token of the same row
     keys: Tensor  # (R*Wk)
     real: Tensor  # (R*Wq) False where a query only fills up
-    mask: Tensor | None  # 0 where a query may look, else -inf: (R,1,Wq,Wk), (R,1,1,Wk), or None where all is real
+    mask: Tensor | None  # 0 if a query may look, else -inf: (R,1,Wq,Wk), (R,1,1,Wk), or None if all is real
 
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         """(N,H,C) -> (R,H,W,C)."""

@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"^(.*?)blocks\.(\d+)\.")
 
 
 def check_choices(settings: dict[str, Any]) -> None:
-    """Raises ValueError where a configuration chooses code to run: an attention kernel of a hub, or a quantisation."""
+    """Raises ValueError if a configuration chooses code to run: an attention kernel of a hub, or a quantisation."""
     for key, value in settings.items():
         chosen = isinstance(value, dict) or (isinstance(value, str) and re.search(r"[/:\\]", value)) or value is True
         if chosen and _LOADS_MORE.fullmatch(key):
@@ -31,7 +31,7 @@ def check_choices(settings: dict[str, Any]) -> None:
 
 
 def check_claims(folder: str | Path) -> None:
-    """Raises ValueError where the config.json of a folder claims what its weights do not hold; nothing where it is no folder."""
+    """Raises ValueError if the config.json of a folder claims what its weights do not hold; nothing where it is no folder."""
     config, weights = Path(folder) / "config.json", sorted(Path(folder).glob("model*.safetensors"))
     if not config.is_file() or not weights:
         return

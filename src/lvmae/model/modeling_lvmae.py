@@ -64,7 +64,7 @@ class LVMAEForPreTrainingOutput(ModelOutput):
     """The output of the autoencoder for masked sequences.
 
     Attributes:
-        loss: (), over the masked tokens of the batch; None where nothing is masked.
+        loss: (), over the masked tokens of the batch; None if nothing is masked.
         reconstruction: (B,S,D) or packed (1,N,D), the predicted embeddings at masked places, zeros elsewhere; at all
             real places with `output_full_reconstruction=True` or where nothing is masked. Where the objective predicts
             something else than embeddings, what its prediction says they are.
@@ -177,7 +177,7 @@ class LVMAEPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
         """As of any model of transformers; what config.json claims is held against the weights first.
 
-        Raises ValueError where they do not agree, or where config.json chooses code to run.
+        Raises ValueError if they do not agree, or where config.json chooses code to run.
         """
         check_claims(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
@@ -311,7 +311,7 @@ class LVMAEForPreTraining(LVMAEPreTrainedModel):  # type: ignore[no-untyped-call
         trust_code: run the code of an objective that `config.loss` names as module:Class. `from_pretrained` takes it too.
 
     Raises:
-        ValueError: where there is no such objective, or it may not be run.
+        ValueError: if there is no such objective, or it may not be run.
     """
 
     def __init__(self, config: LVMAEConfig, *, trust_code: bool = False) -> None:

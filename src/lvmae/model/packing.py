@@ -44,7 +44,7 @@ class Batch:
         num_visible: Sequence[int] | None = None,
         config: LVMAEConfig,
     ) -> Batch:
-        """Takes the arguments of the models' `forward`; raises ValueError where they do not fit together."""
+        """Takes the arguments of the models' `forward`; raises ValueError if they do not fit together."""
         if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size:
             raise ValueError(
                 f"inputs_embeds has the shape {tuple(inputs_embeds.shape)}; it should be (batch, segments, "
@@ -87,7 +87,7 @@ class Batch:
     def plan(self, config: LVMAEConfig, *, everywhere: bool = False, windows: bool = True) -> Plan:
         """Where everything lies, on the device of the tokens.
 
-        Raises ValueError where a sequence would have to be cut into windows, and `windows` says that it cannot be.
+        Raises ValueError if a sequence would have to be cut into windows, and `windows` says that it cannot be.
         """
         if not windows and config.long_sequences == "windows" and max(self.lengths, default=0) > config.max_segments:
             raise ValueError(

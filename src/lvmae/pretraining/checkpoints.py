@@ -99,9 +99,9 @@ class Checkpoints:
             remove(old)
 
     def latest(self) -> tuple[Checkpoint | None, list[Path]]:
-        """The newest whole checkpoint, None where there is none at all, and the damaged ones that are newer.
+        """The newest whole checkpoint, None if there is none at all, and the damaged ones that are newer.
 
-        Raises WorkError where there are checkpoints and all of them are damaged.
+        Raises WorkError if there are checkpoints and all of them are damaged.
         """
         damaged: list[Path] = []
         for path in reversed(self._all()):
@@ -135,7 +135,7 @@ class Checkpoints:
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint of which every byte has been read. One of an older version has no hashes: there lengths are checked.
 
-    Raises OSError, SafetensorError, ValueError, KeyError or TypeError where it is damaged.
+    Raises OSError, SafetensorError, ValueError, KeyError or TypeError if it is damaged.
     """
     hashed = [check_tensors(path / name) for name in ("model.safetensors", "optimizer.safetensors")]
     state = parse_object((path / "state.json").read_bytes())

@@ -188,7 +188,7 @@ class TrainingData:
         return epochs * len(self.windows) + within * self.recipe.batch_size
 
     def table_on(self, device: torch.device) -> torch.Tensor | None:
-        """All segments on the device, `table`, where the recipe says so or there is room; None where they stay on the host."""
+        """All segments on the device, `table`, where the recipe says so or there is room; None if they stay on the host."""
         if self.recipe.data != "auto":
             return self.table(device) if self.recipe.data == "device" else None
         if device.type != "cuda":

@@ -241,7 +241,7 @@ class _Training:
         self.best.check([*scores, *features] if data.validation else [])
 
     def _first_model(self) -> LVMAEForPreTraining:
-        """The model with its first weights. Raises InputError where the recipe's objective cannot be built or begun."""
+        """The model with its first weights. Raises InputError if the recipe's objective cannot be built or begun."""
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.recipe.seed)
@@ -382,7 +382,7 @@ class _Training:
         self.recorded.append(_Recorded(step + 1, lr, loss, norm))
 
     def _record(self) -> None:
-        """Writes the steps since the last call. Raises WorkError where a loss is not finite."""
+        """Writes the steps since the last call. Raises WorkError if a loss is not finite."""
         if not self.recorded:
             return
         losses = self.accelerator.reduce(torch.stack([r.loss for r in self.recorded]), "sum").tolist()
@@ -494,7 +494,7 @@ class _Training:
         log.log(logging.INFO if beaten else logging.WARNING, verdict(final))
 
     def _export(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-        """Writes a model. Raises WorkError where the disk refuses it."""
+        """Writes a model. Raises WorkError if the disk refuses it."""
         try:
             folder.mkdir(exist_ok=True)
             save_model(folder, self.config, tensors)
@@ -535,7 +535,7 @@ def open_stores(store: Stores) -> list[EmbeddingStore]:
 
 
 def model_config(manifest: Manifest, recipe: Recipe) -> LVMAEConfig:
-    """The model of a recipe for a store's embeddings. Raises InputError where they do not go together."""
+    """The model of a recipe for a store's embeddings. Raises InputError if they do not go together."""
     heads = recipe.heads_for(manifest.dim)
     try:
         return LVMAEConfig(

@@ -41,7 +41,7 @@ class RunFolder:
 
         What only the run here knows (with which versions it began, where it was made longer) is added to `description`.
 
-        Raises InputError where the folder holds something else, or a run that was started with something else.
+        Raises InputError if the folder holds something else, or a run that was started with something else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: name a folder for the run.")
@@ -83,7 +83,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe that the run was begun with, as it is written; empty where there is none that can be read."""
+        """The recipe that the run was begun with, as it is written; empty if there is none that can be read."""
         try:
             written = read_object(self.path / _RECIPE)["recipe"]
         except (OSError, ValueError, TypeError, KeyError):
@@ -99,7 +99,7 @@ class RunFolder:
     def open(self, description: Mapping[str, Any], split: Split, *, metrics_bytes: int) -> None:
         """Takes the folder for this process and cuts the curves to what the checkpoint had seen.
 
-        Raises InputError where another process is at work in it, WorkError where the curves are shorter than that.
+        Raises InputError if another process is at work in it, WorkError if the curves are shorter than that.
         """
         self._lock.take()
         remove_leftovers(self.path)
@@ -114,7 +114,7 @@ class RunFolder:
         os.lseek(self._metrics, metrics_bytes, os.SEEK_SET)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to the curves. Raises WorkError where the disk refuses it."""
+        """Adds a line to the curves. Raises WorkError if the disk refuses it."""
         assert self._metrics is not None
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         try:

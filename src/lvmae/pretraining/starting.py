@@ -35,7 +35,7 @@ class Start:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> Start:
-        """Raises InputError where there is neither."""
+        """Raises InputError if there is neither."""
         where = Path(path).expanduser()
         if where.is_dir() or is_run(where):
             return cls(where, run_fingerprint(where))
@@ -52,7 +52,7 @@ class Start:
     def give_to(self, model: LVMAEForPreTraining) -> None:
         """Copies the weights of encoder and decoder; what is the objective's own begins as it does in any run.
 
-        Raises InputError where sizes or the space are others than the model's.
+        Raises InputError if sizes or the space are others than the model's.
         """
         config: LVMAEConfig = model.config
         given = self._load(config)

@@ -28,7 +28,7 @@ class Step:
     Args:
         accelerator, model, optimizer: as prepared.
         recipe: its precision, accumulation, clipping and compilation count.
-        table: the embeddings that micro-batches name by their rows; None where they bring their own.
+        table: the embeddings that micro-batches name by their rows; None if they bring their own.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Step:
     def __call__(self, micro_batches: Sequence[MicroBatch], lr: float) -> tuple[Tensor, Tensor | None]:
         """Steps the optimiser: this process's share of the step's loss, and the gradients' norm if they are clipped, () each.
 
-        Raises WorkError where the recipe says to compile and that fails.
+        Raises WorkError if the recipe says to compile and that fails.
         """
         try:
             if self._captured is None and self._captures():

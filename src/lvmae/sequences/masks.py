@@ -43,7 +43,7 @@ def is_mask(name: str) -> bool:
 
 
 def check_mask(name: str) -> None:
-    """Raises InputError where no mask can have that name."""
+    """Raises InputError if no mask can have that name."""
     if not is_mask(name):
         raise InputError(
             f"there is no mask {name!r}; choose one of {', '.join(mask_names())}, or module:function for your own"

@@ -91,7 +91,7 @@ class Searcher:
         self._vectors: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
     async def __call__(self, query: Query) -> list[Moment]:
-        """The moments of a query. Raises InputError where there are none to be had."""
+        """The moments of a query. Raises InputError if there are none to be had."""
         future: asyncio.Future[list[Moment]] = asyncio.get_running_loop().create_future()
         self._waiting.append((query, future))
         if self._task is None or self._task.done():
@@ -136,7 +136,7 @@ class Searcher:
         return answers
 
     def _vectors_of(self, queries: list[Query]) -> list[np.ndarray | None]:
-        """A vector each; None where nothing is asked. One call of the text encoder for all texts that are new."""
+        """A vector each; None if nothing is asked. One call of the text encoder for all texts that are new."""
         asked = {(query.text, query.minus) for query in queries if query.text}
         new = [pair for pair in asked if pair not in self._vectors]
         if new:

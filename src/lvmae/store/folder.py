@@ -80,7 +80,7 @@ class StoreFolder:
         return f"{self.root.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None where there is none."""
+        """The bytes of a file; None if there is none."""
         try:
             with self._reached(name):
                 content: bytes = self.fs.cat_file(self._join(name))
@@ -199,7 +199,7 @@ class StoreFolder:
         return sorted(shards, key=lambda shard: shard.name), sorted(expected - there - gone)
 
     def shards(self, table: str) -> list[Shard]:
-        """The shards of a table, in order. Raises WorkError where one is lost."""
+        """The shards of a table, in order. Raises WorkError if one is lost."""
         shards, lost = self.listing(table)
         if lost:
             name = f"{table}/part-{lost[0]:08d}.parquet"
@@ -224,7 +224,7 @@ class StoreFolder:
         return ""
 
     def entry_rows(self, entry: IndexEntry) -> IndexedRows | None:
-        """The ids and digests that an entry of the index tells; None where it is damaged or gone."""
+        """The ids and digests that an entry of the index tells; None if it is damaged or gone."""
         if entry.name not in self._known:  # of one name the content is always the same
             content = self.read(f"{INDEX}/{entry.name}")
             rows = None if content is None else read_rows(entry, content)
@@ -234,7 +234,7 @@ class StoreFolder:
         return self._known[entry.name]
 
     def indexed(self, shard: Shard) -> IndexedRows | None:
-        """The ids and digests of a shard without reading it; None where only the shard itself can tell."""
+        """The ids and digests of a shard without reading it; None if only the shard itself can tell."""
         fitting = [entry for entry in shard.entries if entry.size == shard.size]
         return self.entry_rows(fitting[0]) if len(fitting) == 1 else None
 
@@ -248,7 +248,7 @@ class StoreFolder:
         return entry
 
     def content(self, shard: Shard) -> bytes:
-        """The bytes of a shard. Raises WorkError where they are not those that were written."""
+        """The bytes of a shard. Raises WorkError if they are not those that were written."""
         try:
             with self._reached(shard.path):
                 content: bytes = self.fs.cat_file(self._join(shard.path))
@@ -270,11 +270,11 @@ class StoreFolder:
             return False  # damaged: whoever reads it says so
 
     def table(self, shard: Shard) -> pa.Table:
-        """The rows of a shard. Raises WorkError where it is damaged, or a copy of another one."""
+        """The rows of a shard. Raises WorkError if it is damaged, or a copy of another one."""
         return self.parsed(shard, self.content(shard))
 
     def parsed(self, shard: Shard, content: bytes) -> pa.Table:
-        """The rows of a shard of these bytes. Raises WorkError where it is damaged, or a copy of another one."""
+        """The rows of a shard of these bytes. Raises WorkError if it is damaged, or a copy of another one."""
         try:
             # Without threads: one of Arrow's that outlives Python aborts the process.
             with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
@@ -375,13 +375,13 @@ class StoreFolder:
         return rows
 
     def manifest(self) -> Manifest | None:
-        """What the store's rows mean; None where there is no manifest. Raises InputError where it is none of ours."""
+        """What the store's rows mean; None if there is no manifest. Raises InputError if it is none of ours."""
         content = self.read("manifest.json")
         return None if content is None else parse_manifest(content, self.said)
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest from the bytes of its file. Raises InputError where it is none, or of another version."""
+    """A manifest from the bytes of its file. Raises InputError if it is none, or of another version."""
     try:
         values = json.loads(content)
         version = values["schema_version"]

@@ -95,7 +95,7 @@ class VideoRecord:
     identity: FileIdentity = UNKNOWN
     """What the source was when it was embedded."""
     made_from: str = ""
-    """Representations only: the digest of the embeddings that they were made from; empty where nobody noted it."""
+    """Representations only: the digest of the embeddings that they were made from; empty if nobody noted it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Failure:
 
 
 def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
-    """Raises InputError where two manifests' rows must not be in one store; `where` names the one of `here`."""
+    """Raises InputError if two manifests' rows must not be in one store; `where` names the one of `here`."""
     for name, what in (
         ("kind", "kind"),
         ("space_id", "embedding space"),
@@ -126,7 +126,7 @@ def check_alike(here: Manifest, wanted: Manifest, where: str) -> None:
 
 
 def wrong_with(schema: pa.Schema, table: str) -> str:
-    """Why a shard of this schema cannot be read, in words; empty where it can. Shards of older versions lack later columns."""
+    """Why a shard of this schema cannot be read, in words; empty if it can. Shards of older versions lack later columns."""
     needed: dict[str, Any] = {"id": pa.string(), "path": pa.string(), "reason": pa.string()}
     if table == "data":
         times = pa.list_(pa.float64())
@@ -219,7 +219,7 @@ def l2_normalize(embeddings: np.ndarray) -> np.ndarray:
 def to_half(values: np.ndarray) -> np.ndarray:
     """Converts embeddings (L, D) to half precision, as a store holds them.
 
-    Raises ValueError where that loses something: values that are not finite or above 65504, or so small that a segment's direction
+    Raises ValueError if that loses something: values that are not finite or above 65504, or so small that a segment's direction
     is another.
     """
     with np.errstate(over="ignore"):

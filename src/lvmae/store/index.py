@@ -52,7 +52,7 @@ class IndexedRows:
 
 
 def parse_name(name: str) -> IndexEntry | None:
-    """The entry of this name; None where it is no entry's."""
+    """The entry of this name; None if it is no entry's."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -78,7 +78,7 @@ def describe(table: str, number: int, shard: bytes | memoryview, rows: IndexedRo
 
 
 def read_rows(entry: IndexEntry, content: bytes) -> IndexedRows | None:
-    """The content of an entry; None where it is damaged."""
+    """The content of an entry; None if it is damaged."""
     if entry.gone or f"{zlib.crc32(content):08x}" != entry.check:
         return None
     try:

@@ -358,7 +358,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def center_features(self) -> np.ndarray | None:
-        """(V, D) float32: what a run with center=video took off each video's embeddings; None where nothing was."""
+        """(V, D) float32: what a run with center=video took off each video's embeddings; None if nothing was."""
         names = [shard.batch.schema.names for shard in self._shards]
         if not all("center" in known for known in names) or any(
             s.batch.column("center").null_count for s in self._shards
@@ -368,7 +368,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def layer_features(self) -> dict[int, np.ndarray]:
-        """Block of the encoder, from 1 -> (V, D) float32, the mean of its tokens; empty where none were kept."""
+        """Block of the encoder, from 1 -> (V, D) float32, the mean of its tokens; empty if none were kept."""
         layers = layers_of(self.manifest)
         if not layers or not len(self):
             return {}

@@ -57,7 +57,7 @@ def shard_bytes_of(rows: pa.Table, table: str, number: int, manifest: Manifest) 
 def add_missing_entries(folder: StoreFolder, *, old: bool = False) -> int:
     """Adds what the index lacks: shards whose writer was killed before their entry, and with `old` those of older versions.
 
-    Returns their number. Raises WorkError where one of them is damaged.
+    Returns their number. Raises WorkError if one of them is damaged.
     """
     added = 0
     for table in TABLES:
@@ -104,7 +104,7 @@ def drop_rows(
 def add_missing_columns(folder: StoreFolder, manifest: Manifest) -> int:
     """Gives shards of older versions the columns that came later, empty, so that other tools read all shards as one table.
 
-    Returns the number of shards that were written again. Raises WorkError where one of them is damaged.
+    Returns the number of shards that were written again. Raises WorkError if one of them is damaged.
     """
     added = 0
     for table, schema in (("data", data_schema(manifest)), ("failures", FAILURE_SCHEMA)):

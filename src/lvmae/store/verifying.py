@@ -144,7 +144,7 @@ def repair_store(path: str | os.PathLike[str], found: Verification) -> None:
 def migrate_store(path: str | os.PathLike[str]) -> int:
     """Adds what older versions did not write: the index of all shards, and columns. Returns how many entries were added.
 
-    Rows keep their values, and the fingerprint stays. Raises WorkError where a shard is damaged already.
+    Rows keep their values, and the fingerprint stays. Raises WorkError if a shard is damaged already.
     """
     folder = _there(path)
     manifest = folder.manifest()

@@ -85,7 +85,7 @@ def restarts(container: InputContainer) -> bool:
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The stream's packets, in the file's order, as `container.demux` gives them, with time stamps that continue.
 
-    Raises VideoError where the clock goes back in a container that has one clock.
+    Raises VideoError if the clock goes back in a container that has one clock.
     """
     if not restarts(container):
         yield from _forward(container, stream)
@@ -214,7 +214,7 @@ def _readable(demuxed: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
 
 
 def duration_of(path: str | os.PathLike[str]) -> float:
-    """Seconds from the start of the file to the end of its last frame. Raises VideoError where the clock goes back."""
+    """Seconds from the start of the file to the end of its last frame. Raises VideoError if the clock goes back."""
     source = opened(path)
     with source as (container, stream):
         fragmented = "mov" in container.format.name and source.has_fragments()
@@ -230,7 +230,7 @@ def duration_of(path: str | os.PathLike[str]) -> float:
 
 
 def _declared(container: InputContainer, stream: VideoStream, *, fragmented: bool) -> float | None:
-    """What the file says; None where it does not, or where FFmpeg only guesses it from stamps of a clock that may start again."""
+    """What the file says; None if it does not, or where FFmpeg only guesses it from stamps of a clock that may start again."""
     assert stream.time_base is not None
     if restarts(container):
         return None
@@ -258,7 +258,7 @@ def _end_of_edits(stream: VideoStream) -> Fraction | None:
 
 
 def _end_of_tail(container: InputContainer, stream: VideoStream, declared: float) -> float | None:
-    """The end of the last packet, after a seek to where the file says it ends; None where it cannot be sought in."""
+    """The end of the last packet, after a seek to where the file says it ends; None if it cannot be sought in."""
     assert stream.time_base is not None
     far = max(declared, (container.duration or 0) / av.time_base) + float(origin_of(container, stream))
     try:

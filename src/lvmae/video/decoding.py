@@ -152,7 +152,7 @@ def small_frames(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Every frame that appears in [begin, end) seconds: when, and uint8 BGR (height, W, 3), the whole picture, upright.
 
-    BGR because that is what detectors built on OpenCV read. Raises VideoError where most of the file is damaged.
+    BGR because that is what detectors built on OpenCV read. Raises VideoError if most of the file is damaged.
     """
     convert = Whole(height, Interpolation.BILINEAR)
     for moment, frame, aspect in frames_between(path, begin, end):

@@ -8,7 +8,7 @@ from lvmae.errors import WorkError
 class VideoError(WorkError):
     """Raised if a file cannot be used, or only in part; the message says why, for the table of failures.
 
-    `decoded_until`: the end, in seconds, of the last segment that was yielded before; 0 where there is none.
+    `decoded_until`: the end, in seconds, of the last segment that was yielded before; 0 if there is none.
     """
 
     decoded_until: float = 0.0

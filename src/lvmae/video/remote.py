@@ -42,7 +42,7 @@ def set_patience(seconds: float) -> None:
 
 
 class RemoteFile:
-    """A URL as a file. Raises Outage where it cannot be reached now, VideoError where it cannot be read at all."""
+    """A URL as a file. Raises Outage where it cannot be reached now, VideoError if it cannot be read at all."""
 
     failure: VideoError | None = None
     """Why the last read failed: FFmpeg may take that for the end of the file."""

@@ -23,7 +23,7 @@ class TaskFamily(ABC):
         name: of the family; its only task has the same name, and several are `name/part`.
         parts: the names of several tasks, in the order of the published table; none where the family is one task.
         averaged: the parts whose mean the table shows.
-        published: model -> part (or the family's name) -> its published figure, and `AVERAGE` where there is one.
+        published: model -> part (or the family's name) -> its published figure, and `AVERAGE` if there is one.
         published_probes: model -> what stands beside it in the column `probe`.
     """
 

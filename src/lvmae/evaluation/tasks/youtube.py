@@ -14,7 +14,7 @@ _PREFIXED = re.compile(r"v_([A-Za-z0-9_-]{11})$")  # v_id.mp4, as ActivityNet an
 
 
 def youtube_id(name: str) -> str | None:
-    """The id that a file's name or an address tells; None where it tells none."""
+    """The id that a file's name or an address tells; None if it tells none."""
     if address := _ADDRESS.search(name):
         return address[1]
     last = bare_name(name)

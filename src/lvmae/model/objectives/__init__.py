@@ -85,7 +85,7 @@ def objective_class(name: str, *, trust_code: bool = False) -> type[Objective]:
 
 
 def check_objective(name: str) -> None:
-    """Raises ValueError where nothing can have that name; imports nothing."""
+    """Raises ValueError if nothing can have that name; imports nothing."""
     module, mark, attribute = name.partition(":")
     if mark and attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return

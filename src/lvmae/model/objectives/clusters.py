@@ -40,7 +40,7 @@ class Clusters(Objective):
         self.register_buffer("codebook", torch.zeros(clusters, config.hidden_size))
 
     def begin(self, model: LVMAEForPreTraining, sample: Callable[[], Tensor]) -> None:
-        """Fits the codebook. Raises ValueError where there are fewer different segments than clusters."""
+        """Fits the codebook. Raises ValueError if there are fewer different segments than clusters."""
         from sklearn.cluster import KMeans
 
         embeddings = sample().double()
