@@ -66,7 +66,7 @@ class Finder:
 
 @dataclass(frozen=True)
 class MadeFrames:
-    """A rule of so many segments a file; a process that is told of it makes frames."""
+    """A rule of so many segments a file; a process that receives it makes frames."""
 
     segments: int
     looks: ClassVar[bool] = False

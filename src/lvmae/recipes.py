@@ -268,7 +268,7 @@ class Recipe:
     def resolved(self, *, dim: int, longest_seconds: float) -> dict[str, Any]:
         """What a run does with embeddings of width `dim`, where `max_segments` segments last `longest_seconds`: no value is None.
 
-        What is off is "none", as it is set; `from_dict` reads it. Raises InputError where `heads` does not fit.
+        What is off is "none", as it is set; `from_dict` reads it. Raises InputError if `heads` does not fit.
         """
         longest = longest_seconds if self.max_seconds is None else min(self.max_seconds, longest_seconds)
         settled = {
@@ -311,7 +311,7 @@ class Recipe:
     def heads_for(self, dim: int) -> int:
         """The encoder's attention heads for embeddings of `dim` numbers.
 
-        Raises InputError where `heads` does not divide `dim`, naming numbers that do.
+        Raises InputError if `heads` does not divide `dim`, naming numbers that do.
         """
         if self.heads is None:
             return min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: (abs(math.log(dim / h / 64)), h))

@@ -133,7 +133,7 @@ def load_run_autoencoder(run: str | Path) -> LVMAEForPreTraining:
 
 
 def check_space(run: str | Path, config: Any, store: EmbeddingStore) -> None:
-    """Raises InputError where `store` is not of the kind, space and width that the run was trained on."""
+    """Raises InputError if `store` is not of the kind, space and width that the run was trained on."""
     from lvmae.store import EMBEDDINGS
 
     if store.kind != EMBEDDINGS:

@@ -262,7 +262,7 @@ def test_interrupted_it_finishes_what_is_in_hand_and_says_how_to_go_on(folder: P
     store = EmbeddingStore.open(tmp_path / "store")
     assert {"4", "sub/5"} <= set(store.ids) < {"0", "2", "4", "sub/1", "sub/3", "sub/5"}
     assert log.stat().st_size == store.lengths.sum()  # nothing was begun and not finished
-    assert "Finishing what is in hand; Ctrl-C once more stops at once." in warned
+    assert "Finishing the current files; press Ctrl-C again to stop at once." in warned
     assert f"Stopped. {len(store)} of 6 videos are in" in said
     assert "rerun the same command to resume" in said
 

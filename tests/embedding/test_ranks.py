@@ -67,7 +67,7 @@ def test_ranks_that_cannot_be(folder: Path, plain: Path, tmp_path: Path) -> None
     for out, options, says in (
         ("o", {"rank": 2, "world_size": 2}, "must lie between 0 and world size - 1, not be 2 of 2"),
         ("o", {"rank": 0}, "go together"),
-        (plain, {"rank": 0, "world_size": 2}, "is a store; ranks write stores of their own"),
+        (plain, {"rank": 0, "world_size": 2}, "is a store, but ranks write their stores into a plain folder"),
     ):
         with pytest.raises(InputError, match=says):
             embed(folder, tmp_path / out, **options)

@@ -224,7 +224,7 @@ def test_an_encoder_that_fails_ends_the_job_and_devices_that_are_not_there_are_n
         embed(folder, tmp_path / "a", encoder_options={"trouble": "raise=out of luck"}, **TWO)
     with pytest.raises(InputError, match="The device 'abacus:3' is not available here"):
         embed(folder, tmp_path / "b", devices="cpu,abacus:3")
-    with pytest.raises(InputError, match="Devices are this machine's"):
+    with pytest.raises(InputError, match="`devices` applies to this machine only"):
         embed(folder, tmp_path / "b", devices="cpu", engine="ray")
     with pytest.raises(InputError, match="has no option `device`"):
         embed(folder, tmp_path / "b", devices="meta")

@@ -38,7 +38,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\
 
 
 def caption_in(answer: str) -> str | None:
-    """The caption in one line; empty if there is none, and None if the answer is thoughts alone."""
+    """The caption in one line; empty if there is none, and None if the answer holds only the model's reasoning."""
     text = answer
     ends = list(_END_OF_THOUGHTS.finditer(text))
     if ends:

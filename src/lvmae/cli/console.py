@@ -44,7 +44,7 @@ codecs.register_error(_ERRORS, _plain)
 
 
 class _Output:
-    """Standard output for one command: where its reader has gone, the command does its work to the end all the same."""
+    """Standard output for one command: if its reader has gone, the command still finishes its work."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

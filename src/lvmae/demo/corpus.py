@@ -123,7 +123,7 @@ def make_corpus(
     The same seed gives the same bytes. Files finished by an earlier call are kept. `workers` is the number of
     processes, by default one a core.
 
-    InputError where `out` holds a corpus made with other settings, or a package with photographs is missing.
+    InputError if `out` holds a corpus made with other settings, or a package with photographs is missing.
     """
     if seed < 0:
         raise InputError(f"the seed is {seed}: it has to be 0 or more")

@@ -182,7 +182,7 @@ def make_procedures(
 ) -> Procedures:
     """Writes so many videos of each family, the classes in turn; what an interrupted call wrote is kept.
 
-    InputError where `out` holds stores of other settings.
+    InputError if `out` holds stores of other settings.
     """
     corpus = Procedures(Path(out))
     counts = dict(zip(SPLITS, (train, val, test, unlabelled), strict=True))

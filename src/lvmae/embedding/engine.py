@@ -46,7 +46,7 @@ from lvmae.video.segmentation import segment_rule
 
 log = logging.getLogger(__name__)
 
-_SETTLE_SECONDS = 1.0  # before what was still being written is tried once more
+_SETTLE_SECONDS = 1.0  # pause before files that were still being written are tried again
 _WAIT_SECONDS = 1.0  # between two looks at a store that another process writes to
 ENGINES = ("local", "ray")
 
@@ -77,7 +77,7 @@ class Engine(Protocol):
     Unless stopped, every file ends in exactly one VideoRecord, Failure or Postponed.
 
     `workers` is a number of processes or actors (None: what the machines have); a file that makes no progress for `timeout` seconds
-    is given up. Once `stop` is set no new file is taken up. Closing the generator ends all that it started. Raises WorkError where
+    is given up. Once `stop` is set no new file is taken up. Closing the generator ends all that it started. Raises WorkError if
     no file is to blame: the encoder fails, workers cannot start.
     """
 
@@ -147,7 +147,7 @@ def embed_videos(
 
     `segment_kind` is "fixed", `segment_seconds` long (5), one every `stride`; or "shots", cut where they are longer than that (10).
     See `find_videos` for what is taken and what becomes its id. Videos in the store are left as they are; one whose file has
-    changed since is told in the summary, and with `refresh` embedded again. Files that failed are tried again with
+    changed since is listed in the summary, and with `refresh` embedded again. Files that failed are tried again with
     `retry_failures`, and by themselves where they have changed. Of a file that breaks off nothing is kept, or with
     `keep_partial` its segments before that place; the store tells the reason among its failures. A video that was removed from
     the store stays out, unless `readmit`. A file that makes no progress for `timeout` seconds is given up. `workers` is the number
@@ -177,7 +177,7 @@ def embed_videos(
             raise InputError(f"{name} must be positive, not {number}.")
     if devices is not None and engine != "local":
         raise InputError(
-            "Devices are this machine's; what encoders on a cluster get is said in Ray's GPUs and resources."
+            "`devices` applies to this machine only; on a cluster, set the GPUs or resources of Ray for encoders."
         )
     run = _engine(engine, address, worker_cpus, worker_gpus, encoder_resources)
     stored = stored_sources([out] if rank is None else rank_stores(out))
@@ -277,7 +277,7 @@ def embed_videos(
                     else:
                         postponed[file.id] = event
                         if out_of_reach == outage_after:
-                            stop.set()  # what is in hand is finished
+                            stop.set()  # the current files are finished
                             outage = event
         failures = tuple(writer.failed[file.id] for file in files if file.id in writer.failed)
     if outage is not None:
@@ -308,7 +308,7 @@ def embed_videos(
 
 
 def _passes(todo: list[VideoFile], postponed: dict[str, Postponed], stop: threading.Event) -> Iterator[list[VideoFile]]:
-    """All that is to be done, and once more what was postponed."""
+    """Yields all files to do, then the postponed ones again."""
     yield todo
     if postponed and not stop.wait(_SETTLE_SECONDS):
         yield [file for file in todo if file.id in postponed]
@@ -344,7 +344,7 @@ def _interruptible() -> Iterator[threading.Event]:
     def ask(number: int, _frame: object) -> None:
         stop.set()
         give_back(number)
-        say("\nFinishing what is in hand; Ctrl-C once more stops at once.")
+        say("\nFinishing the current files; press Ctrl-C again to stop at once.")
 
     def end(*_: object) -> None:
         raise Terminated("Terminated. What was finished is in the store; rerun the same command to resume.")

@@ -1,6 +1,6 @@
 """A folder, here or behind a URL -> the files in it that are videos, and a count of those that are left out.
 
-Enters: a folder. Leaves: paths, sorted. Linked folders are entered, each real folder once. What is a video is told by the suffix;
+Enters: a folder. Leaves: paths, sorted. Linked folders are entered, each real folder once. The suffix decides what is a video;
 files of a few suffixes that videos share with other things are looked into.
 """
 

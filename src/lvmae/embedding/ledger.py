@@ -1,4 +1,4 @@
-"""What is still to be handed out, what became of processes that went, and the parts of films that several share."""
+"""The work left to hand out, the results of processes that died, and the parts of shared films."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lvmae.files.identity import stat_of
 from lvmae.files.urls import is_remote
 from lvmae.store import Failure, VideoRecord
 
-_ATTEMPTS = 2  # a file in hand when its process died is tried this often
+_ATTEMPTS = 2  # tries of a file whose process died
 
 
 class Ledger:
@@ -39,7 +39,7 @@ class Ledger:
             return
         film, parts = replace(file, part=0, parts=1), self._parts.get(file.id)
         if parts is None:
-            return  # given up as a shared film while this part was in hand
+            return  # no longer a shared film; this part was still in work
         if isinstance(event, Advanced):
             fractions = self._fractions[file.id]
             fractions[file.part] = event.fraction

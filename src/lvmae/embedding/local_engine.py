@@ -92,8 +92,8 @@ class Crew:
     def run(self, files: list[VideoFile], stop: threading.Event) -> Iterator[tuple[VideoFile, Event] | None]:
         """Yields each file's events, and None after a second without one.
 
-        Every file ends in exactly one VideoRecord, Failure or Postponed, unless `stop` is set: then what is in hand is finished and
-        nothing else is taken up. The parts of a film that is shared are in vain then, if some are not in hand.
+        Every file ends in exactly one VideoRecord, Failure or Postponed, unless `stop` is set: then current files are finished and
+        no other is started. The finished parts of a shared film are lost then, if not all of its parts were started.
         """
         work = Ledger(shared_out(files, self._size, self._job.rule))
         pool = self._pool

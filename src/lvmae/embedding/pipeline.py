@@ -49,7 +49,7 @@ class FrameFormat:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told once, and the same for every file. Pickles small."""
+    """The settings that every worker gets once, the same for every file. Pickles small."""
 
     encoder: str
     options: dict[str, Any]
@@ -70,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Advanced:
-    """Segments newly encoded, and how far the file in hand is (0 to 1). `note` says which stage limits, where that is known."""
+    """Segments newly encoded, and the progress of the current file (0 to 1). `note` names the limiting stage, if known."""
 
     segments: int
     fraction: float
@@ -204,7 +204,7 @@ def _segments(
 
 
 def _has_changed(file: VideoFile, before: FileIdentity) -> bool:
-    """Whether a file is another than it was; a URL is asked once more. What cannot be told has not changed."""
+    """Whether a file has changed; a URL is requested again. If that cannot be found out, it counts as unchanged."""
     if before == UNKNOWN:
         return False
     now = identity_of(file.path) if is_remote(file.path) else stat_of(file.path)
@@ -223,7 +223,7 @@ def failure_of(file: VideoFile, error: Exception) -> Failure:
 
 
 class Assembly:
-    """One file between its decoding and its record. What is said of it may come in any order, and more than once."""
+    """One file between its decoding and its record. Messages about it may come in any order, and more than once."""
 
     def __init__(self, file: VideoFile) -> None:
         self.file = file
@@ -320,7 +320,7 @@ _SHARED_BYTES = 16 << 20  # a film smaller than this is not worth opening twice
 
 
 def shared_out(files: list[VideoFile], workers: int, rule: Segmentation) -> list[VideoFile]:
-    """The work in the order to take it up: long films first, and in parts those that would keep one worker busy after the others.
+    """The work in its order: long films first; those that would keep one worker busy after the others are split into parts.
 
     A film is cut where it is more than half a worker's share of all bytes. Clips are not: nobody knows how many bytes are theirs.
     Nor is any film where every worker would have to look at all of it to lay out its timeline.

@@ -9,7 +9,7 @@ what nodes there are, runs the tasks of a lost node again on others, and brings 
 
 What is made again need not come in the same order, so Ray's word for what was delivered is not taken: the driver knows which files
 have ended, drops what comes of them later, and runs another round for those that Ray says are done and are not. So nothing is lost
-and nothing is there twice. Price: what was in flight on a lost node is done again: for each actor the task in hand, of at most 16
+and nothing is there twice. Price: what was in flight on a lost node is done again: for each actor its current task, of at most 16
 files, and one whose result was not fetched yet.
 
 Every node needs this package, the encoder's weights, and the videos at the same paths or by URL.

@@ -181,7 +181,7 @@ def load_pretrained(factory: Any, snapshot: Snapshot, *, unused: Sequence[str] =
     """`factory.from_pretrained(...)` in float32 for inference: every weight found, none random, no code of the repository run.
 
     `unused` are regular expressions of weights in the files that this network has no place for, by intention. Raises WorkError
-    where weights are missing, misshapen or left over, InputError if the files are not such a model at all.
+    if weights are missing, misshapen or left over, InputError if the files are not such a model at all.
     """
     snapshot.json("config.json")  # without it transformers would build a network of its default size
     from safetensors import SafetensorError

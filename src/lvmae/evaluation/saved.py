@@ -362,7 +362,7 @@ def suggest(
     if count < 1:
         raise InputError(f"suggest at least 1 video, not {count}")
     if by not in ("margin", "entropy"):
-        raise InputError(f"how unsure a probe is is told by margin or entropy, not '{by}'")
+        raise InputError(f"`by` must be margin or entropy, not '{by}'")
     saved = probe if isinstance(probe, SavedProbe) else SavedProbe.load(probe)
     if saved.kind == "regression":
         raise InputError("a regression has no classes to be unsure of; label videos at random, or by what they show")

@@ -4,7 +4,7 @@
     saved = fit_span_probe("reps", "spans.csv"); predict_spans(saved, "reps")
 
 A segment belongs to the span that it shares most with, where they share at least half of the shorter of the two; a segment
-of no span is none of the classes. A linear probe reads each segment's own token, which of representations is
+without a span belongs to no class. A linear probe reads each segment's own token, which of representations is
 contextual. Videos, never segments, are on one side of a split, and drawn in a bootstrap.
 
 Shapes: V videos, N segments of them all, C classes; class 0 of the segments is none.

@@ -1,4 +1,4 @@
-"""The import itself: which videos are still to be read, what becomes of each, and what is told at the end."""
+"""The import itself: which videos are still to be read, the outcome of each, and the summary."""
 
 from __future__ import annotations
 

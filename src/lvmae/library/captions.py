@@ -94,10 +94,10 @@ def load_captions(path: str | Path) -> list[Caption]:
 
 
 def captions_by_video(captions: Iterable[Caption], ids: Sequence[str]) -> dict[str, list[Caption]]:
-    """Groups captions by video; videos without captions are absent, and captions of other videos are left out and told of.
+    """Groups captions by video; videos without captions are absent, and captions of other videos are left out and reported.
 
     A subtitle file may have its language before the suffix: `movie.en.srt` belongs to `movie`, unless there is a video `movie.en`.
-    Of several languages one is taken, and the others are told of.
+    Of several languages one is used, and the others are reported.
 
     Raises:
         InputError: no caption belongs to a video of `ids`.

@@ -1,6 +1,6 @@
 """Which spans of two films show the same pictures: small frames, compared under the few ways in which copies are framed.
 
-Enters: two videos of a store, and segments of them that may be the same. Leaves: spans in seconds with a score, or None where
+Enters: two videos of a store, and segments of them that may be the same. Leaves: spans in seconds with a score, or None if
 a film cannot be read. Price: decoding these segments once, and a product of their frames.
 
 A frame is a grey picture without the black borders that stay for the whole film. Its descriptor is the picture with its local

@@ -25,7 +25,7 @@ class Best:
         self._since = 0
 
     def check(self, known: Sequence[str]) -> None:
-        """Raises InputError if the figure is none that this run will have."""
+        """Raises InputError if this run will not have the figure."""
         if self.figure is not None and self.figure not in known:
             raise InputError(
                 f"best_by is {self.figure!r}, which this run does not measure: choose one of {', '.join(known)}."

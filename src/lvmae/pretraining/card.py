@@ -14,7 +14,7 @@ from matplotlib.ticker import LogFormatter
 from lvmae.files.pictures import save_figure
 from lvmae.model.objectives import Objective
 
-# What is told of a validation beside loss and score, and how it is said.
+# The figures of a validation besides loss and score, with their labels.
 WATCHED = {
     "val_beyond_mean": "variance explained beyond the mean of the visible",
     "val_cosine_at_1": "cosine, 1 segment from a visible one",

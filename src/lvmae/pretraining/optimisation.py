@@ -1,4 +1,4 @@
-"""What the optimiser is told: the learning rate of a step, and which parameters decay (Sec. 4; He et al. 2022). And compiling."""
+"""The optimiser's settings: the learning rate of a step, and which parameters decay (Sec. 4; He et al. 2022). And compiling."""
 
 from __future__ import annotations
 

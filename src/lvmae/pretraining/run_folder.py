@@ -150,7 +150,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def _differences(
     there: Mapping[str, Any], now: Mapping[str, Any], resolve: Callable[[Recipe], dict[str, Any]]
 ) -> dict[str, str]:
-    """Sentences on what differs, by what it is."""
+    """Returns sentences on what differs."""
     written, new = there["recipe"], now["recipe"]
     unknown = sorted(written.keys() - new.keys())
     if unknown:

@@ -105,7 +105,7 @@ def _distances(windows: Sequence[Window]) -> np.ndarray:
 
 
 def _details(read: Tensor, tokens: Tensor, rows: Rows, distances: np.ndarray, real: Tensor) -> dict[str, Tensor]:
-    """Sums for what is told beside loss and scores; `read` (Q,D) are the reconstructed embeddings."""
+    """Sums for the figures reported besides loss and scores; `read` (Q,D) are the reconstructed embeddings."""
     read, wanted = read.double(), tokens.index_select(0, rows.wanted).double()
     read, wanted = read * real[:, None], wanted * real[:, None]
     mean = rows.mean_of_visible(tokens).double() * real[:, None]

@@ -54,7 +54,7 @@ def ids_of_other_ranks(out: str | os.PathLike[str], own: str, manifest: Manifest
     """
     if StoreFolder(out).manifest() is not None:
         raise InputError(
-            f"{os.fspath(out)} is a store; ranks write stores of their own into a folder: choose another place."
+            f"{os.fspath(out)} is a store, but ranks write their stores into a plain folder: choose another folder."
         )
     found: set[str] = set()
     for path in rank_stores(out):

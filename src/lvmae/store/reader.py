@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _MEANING = ("space_id", "dim", "kind", "segments")  # what the manifest and every shard say
 _UNSOUND = b"lvmae.unsound"  # in the metadata of a mapped copy
-_TOLD = 5  # videos that are named; of more the number is told
+_TOLD = 5  # videos that are named; more are only counted
 
 log = logging.getLogger(__name__)
 _OLD_FINGERPRINT = 16  # hex digits of a fingerprint as version 0.1 made it
@@ -207,7 +207,7 @@ class EmbeddingStore(Sequence[VideoRecord]):
 
     @cached_property
     def unsound(self) -> dict[str, Failure]:
-        """Videos whose values are not finite, by id: they are left out, and told of once."""
+        """Videos whose values are not finite, by id: they are left out, and reported once."""
         found: dict[str, Failure] = {}
         counted = self._rows_of_ids
         for first, shard in zip(self._firsts, self._shards, strict=False):

@@ -132,7 +132,7 @@ def _with_entry(folder: StoreFolder, shard: Shard, content: bytes, rows: pa.Tabl
 def _exchange(folder: StoreFolder, manifest: Manifest, shard: Shard, rows: pa.Table, keep: np.ndarray) -> None:
     number = shard.number
     if number is None:
-        raise InputError(f"{folder.said}/{shard.path} has no number, so it is none of ours; take it out first")
+        raise InputError(f"{folder.said}/{shard.path} has no number, so lvmae did not write it; move it away first")
     kept = rows.filter(pa.array(keep)).combine_chunks()
     if kept.num_rows == 0:
         take_out(folder, shard)

@@ -152,7 +152,7 @@ def migrate_store(path: str | os.PathLike[str]) -> int:
         raise InputError(f"{folder.said} has no manifest.json; repair the store with `lvmae verify`")
     lock = locked(folder)
     try:
-        folder.shards("data")  # a lost one is said before anything is written
+        folder.shards("data")  # a lost one is reported before anything is written
         added = add_missing_entries(folder, old=True)
         add_missing_columns(folder, manifest)
         return added

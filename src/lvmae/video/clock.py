@@ -202,7 +202,7 @@ def _readable(demuxed: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
         try:
             packet = next(demuxed, None)
         except av.error.InvalidDataError:
-            return  # that it is short of its end is told where it is missed
+            return  # a missing end is reported where it is needed
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError(f"reading failed: {getattr(error, 'strerror', None) or error}") from None
         if packet is None:
@@ -279,7 +279,7 @@ def _last(container: InputContainer, stream: VideoStream) -> tuple[float | None,
     """Seconds from the start of the file to the end of what is shown last of the packets to come, and their number."""
     end: Fraction | int | None = None
     count = 0
-    with contextlib.suppress(av.error.FFmpegError, OSError):  # damage is told by whoever decodes
+    with contextlib.suppress(av.error.FFmpegError, OSError):  # the decoder reports damage
         for packet in packets(container, stream):
             if packet.size and not packet.is_discard:
                 count += 1

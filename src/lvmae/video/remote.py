@@ -1,4 +1,4 @@
-"""A URL as a seekable file that PyAV can read: what fails is tried again; what is out of reach is told from what is not there.
+"""A URL as a seekable file that PyAV can read: failed requests are retried; unreachable differs from not found.
 
 Enters: any URL that fsspec knows. Price: blocks of 4 MiB, fetched one ahead of their use, 32 MiB held; a thread a file.
 

@@ -71,7 +71,7 @@ class Latent(Objective):
         away = F.smooth_l1_loss(predicted.float(), features, reduction="none", beta=self.beta).mean(-1)
         read = self.readout(predicted.detach()).float()
         misread = 1 - F.cosine_similarity(read, embeddings, dim=-1)
-        # Its value is left out of the loss that is told: only its gradient, which reaches the readout alone, is wanted.
+        # The reported loss leaves it out: it exists only for its gradient, which reaches the readout alone.
         return weighted(away + (misread - misread.detach()), weights)
 
     def reconstruct(self, predicted: Tensor, tokens: Tensor, rows: Rows) -> Tensor:

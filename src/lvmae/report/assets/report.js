@@ -44,7 +44,7 @@
     }
   }, { rootMargin: "200px" });
 
-  /** A segment's picture, or its words where there is none; a `lazy` one is painted when it comes into view. */
+  /** A segment's picture, or its words if there is none; a `lazy` one is painted when it comes into view. */
   function frame(index, at, lazy = false) {
     if (!open(index).pictures.length) return make("span", { class: "frame words" }, words(index, at));
     if (!lazy) return make("img", { class: "frame", alt: "", src: picture(index, at) });
