@@ -205,7 +205,7 @@ def test_a_server_that_wants_an_hour_of_peace_gets_it(server, job, as_date):
         return error(429, "daily limit", **{"Retry-After": date if as_date else "3600"})
 
     server.behave = limited
-    with pytest.raises(WorkError, match=r"left alone for 60 minutes \(the server said 429: daily limit\)"):
+    with pytest.raises(WorkError, match=r"a pause of 60 minutes \(the server said 429: daily limit\)"):
         job().run()
     assert len(server.requests) <= 4
 

@@ -148,7 +148,7 @@ def test_a_damaged_probe_is_refused(saved: SavedProbe, tmp_path: Path, damage: s
         path.write_text(json.dumps(told | {"format": 2}))
     else:
         folder = tmp_path / "elsewhere"
-    with pytest.raises(InputError, match=r"cannot be read|later lvmae|holds no kept probe"):
+    with pytest.raises(InputError, match=r"cannot be read|later lvmae|holds no saved probe"):
         SavedProbe.load(folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

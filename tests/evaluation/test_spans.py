@@ -134,7 +134,7 @@ def test_a_kept_probe_says_spans_and_test_stays_unseen(kitchen: Path, tmp_path: 
     truth = [span for span, _ in spans_of(read_table(kitchen / "spans.csv"), "s")]
     assert mean_average_precision(found, truth, (0.5,))[0.5] > 90
     assert all(0.5 < span.score <= 1 for span in found if span.end - span.start > 20)
-    with pytest.raises(InputError, match="it says spans, not classes of whole videos"):
+    with pytest.raises(InputError, match="it predicts spans, not classes of whole videos"):
         predict(saved, kitchen / "reps")
     with pytest.raises(InputError, match="this probe reads representations of the space"):
         predict_spans(saved, kitchen / "raw")

@@ -136,9 +136,7 @@ class Endpoint:
 
             from lvmae.captioning.measured import TooLong, bounded
         except ImportError:
-            raise InputError(
-                "captions are asked for with the package openai; install it with pip install 'lvmae[caption]'"
-            ) from None
+            raise InputError("captions need the package openai; install it with pip install 'lvmae[caption]'") from None
         try:
             parts = urlsplit(url)
             plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -203,7 +201,7 @@ class Endpoint:
             if wait is not None:
                 if wait > _LONGEST_WAIT:
                     raise WorkError(
-                        f"{self.shown} asks to be left alone for {wait / 60:.0f} minutes ({reason}); "
+                        f"{self.shown} asks for a pause of {wait / 60:.0f} minutes ({reason}); "
                         "rerun the same command then"
                     )
                 self.pace.hold(wait)
@@ -269,11 +267,11 @@ class Endpoint:
                 f"the account at {self.shown} is used up ({reason}); captions so far are kept: rerun the same command to resume"
             )
         if status == 403:
-            return InputError(f"{self.shown} does not permit this ({reason}); another key or model may be")
+            return InputError(f"{self.shown} does not permit this ({reason}); try another key or model")
         if status in (404, 405):
             return InputError(
                 f"{self.shown} knows no model {self.model!r}, or is no OpenAI-compatible endpoint ({reason}); "
-                "correct `model`, or `endpoint`, which mostly ends in /v1"
+                "correct `model`, or `endpoint`, which usually ends in /v1"
             )
         if status == 400 and "max_tokens" in limit and "max_completion_tokens" in said:
             # Newer hosted models know the limit by another name, local servers by this one.

@@ -47,7 +47,7 @@ class CaptionTable:
         )
         self._file: io.FileIO | None = None
         if self.path.suffix.lower() != ".csv":
-            raise InputError(f"{self.path} must end in .csv: that is what the captions are written as")
+            raise InputError(f"{self.path} must end in .csv: captions are written as CSV")
         self._read()
 
     def __enter__(self) -> CaptionTable:
@@ -110,7 +110,7 @@ class CaptionTable:
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
         whole = _whole_rows(data)
-        foreign = InputError(f"{self.path} is there and was not written by this command; choose another file")
+        foreign = InputError(f"{self.path} exists and was not written by this command; choose another file")
         if not whole:
             if _HEADER.startswith(data):
                 return 0

@@ -39,7 +39,7 @@ def _run_duplicates(arguments: argparse.Namespace) -> int:
 
     forms = {".csv": to_csv, ".json": to_json}
     if arguments.out and Path(arguments.out).suffix.lower() not in forms:
-        raise InputError(f"{arguments.out} must end in .csv or .json: the suffix says what is written")
+        raise InputError(f"{arguments.out} must end in .csv or .json: the suffix sets the format")
     found = find_duplicates(arguments.store, pictures=not arguments.no_pictures, min_seconds=arguments.min_seconds)
     if arguments.out:
         write_text(arguments.out, forms[Path(arguments.out).suffix.lower()](found))

@@ -134,7 +134,7 @@ def _run_probe(arguments: argparse.Namespace) -> int:
             f"--task {arguments.task} needs --annotations, the folder that holds the benchmark's annotation files"
         )
     if arguments.task and arguments.kind:
-        raise InputError("--kind goes with --labels; what a benchmark's labels are is known")
+        raise InputError("--kind goes with --labels; a benchmark has a fixed kind of labels")
     if arguments.task and arguments.group:
         raise InputError("--group goes with --labels; a benchmark's splits are fixed")
     for written in (arguments.out, arguments.missing, arguments.predictions):
@@ -191,7 +191,7 @@ def _kept(saved: SavedProbe, path: str) -> str:
 
 def _suffix(path: str | None, known: Collection[str], option: str) -> None:
     if path and Path(path).suffix.lower() not in known:
-        raise InputError(f"{option} {path}: its suffix says what is written; choose {', '.join(known)}")
+        raise InputError(f"{option} {path}: the suffix sets the format; choose {', '.join(known)}")
 
 
 def _refuse_beside_spans(arguments: argparse.Namespace) -> None:

@@ -62,7 +62,7 @@ def _run_predict(arguments: argparse.Namespace) -> int:
     from lvmae.files.writing import write_json, write_text
 
     if arguments.out and Path(arguments.out).suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--out {arguments.out}: its suffix says what is written; choose {', '.join(_SUFFIXES)}")
+        raise InputError(f"--out {arguments.out}: the suffix sets the format; choose {', '.join(_SUFFIXES)}")
     saved = SavedProbe.load(arguments.probe)
     failed: tuple[str, ...] = ()
     if saved.of == SEGMENTS:

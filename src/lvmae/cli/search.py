@@ -82,13 +82,13 @@ def _run_search(arguments: argparse.Namespace) -> int:
     if sum(asked) != 1:
         raise InputError("give either a text to look for, --picture FILE or --video ID")
     if arguments.features and arguments.video is None:
-        raise InputError("--features says how videos are compared: give --video ID with it")
+        raise InputError("--features needs --video ID: it sets how videos are compared")
     if arguments.at is not None and arguments.video is None:
-        raise InputError("--at is a second of a video: give --video ID with it")
+        raise InputError("--at needs --video ID: it is a time in that video")
     if arguments.at is not None and arguments.features:
         raise InputError("--features compares whole videos, and --at one moment: give one of them")
     if arguments.minus and arguments.text is None:
-        raise InputError("--minus takes something off a text: give the text too")
+        raise InputError("--minus subtracts from a text: give the text too")
     form = check_format(arguments.out) if arguments.out else None
     names = ("folder", "source", "min_seconds", "max_seconds", "labels", "after", "before")
     kept = Filter(**{name: getattr(arguments, name) for name in names}, label=tuple(arguments.label))

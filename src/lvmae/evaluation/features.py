@@ -79,7 +79,9 @@ class Features:
 
     def _center(self) -> NDArray[np.float64]:
         if self.center is None:
-            raise InputError(f"nothing was taken off the embeddings of {self.name}, so there is no center to read")
+            raise InputError(
+                f"nothing was subtracted from the embeddings of {self.name}, so there is no center to read"
+            )
         found: NDArray[np.float64] = self.center.double().numpy()
         return found
 

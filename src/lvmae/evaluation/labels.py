@@ -250,7 +250,7 @@ def _kind_of(path: Path, rows: Sequence[Labelled]) -> str:
     if broken and len(words) < len(rows) / 2:
         raise InputError(
             f"the label '{words[0].label}' on {words[0].where} of {path} is no number, as {len(rows) - len(words)} of the "
-            f"{len(rows)} labels are; mend it, or say what kind of labels they are"
+            f"{len(rows)} labels are; correct it, or say what kind of labels they are"
         )
     return "classification"
 
@@ -296,7 +296,7 @@ def _set_targets(path: Path, rows: Sequence[Labelled]) -> _Targets:
     constant = sorted(name for name, count in counts.items() if count == len(sets))
     if constant:
         raise InputError(
-            f"the class '{constant[0]}' in {path} is on every video, so that there is nothing to tell; remove it"
+            f"the class '{constant[0]}' in {path} is on every video, so there is nothing to predict; remove it"
         )
     classes = tuple(sorted(counts))
     return np.array([[name in some for name in classes] for some in sets], dtype=bool), classes, notes

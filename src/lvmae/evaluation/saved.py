@@ -89,7 +89,7 @@ class SavedProbe:
         """
         folder = Path(path)
         if folder.exists() and not (folder / _JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} is there and holds no probe; name another folder for this one")
+            raise InputError(f"{folder} exists and holds no probe; name another folder for this one")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,7 +110,7 @@ class SavedProbe:
         try:
             told = json.loads((folder / _JSON).read_text(encoding="utf-8"))
             if told.pop("format") != FORMAT:
-                raise InputError(f"the probe {folder} was kept by a later lvmae ({told.get('lvmae')}); update lvmae")
+                raise InputError(f"the probe {folder} was saved by a later lvmae ({told.get('lvmae')}); update lvmae")
             told.pop("lvmae")
             arrays = load((folder / _WEIGHTS).read_bytes())
             told |= {"classes": tuple(told["classes"]), "labelled": tuple(told["labelled"])}
@@ -119,9 +119,9 @@ class SavedProbe:
             if found.weights.ndim != 2 or found.bias.shape != found.weights.shape[1:]:
                 raise ValueError("its weights have another shape")
         except FileNotFoundError:
-            raise InputError(f"{folder} holds no kept probe; make one with `lvmae probe ... --save`") from None
+            raise InputError(f"{folder} holds no saved probe; make one with `lvmae probe ... --save`") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise InputError(f"the probe {folder} cannot be read ({error}); keep it again") from None
+            raise InputError(f"the probe {folder} cannot be read ({error}); save it again") from None
         return found
 
     def check(self, store: EmbeddingStore) -> None:
@@ -316,7 +316,7 @@ def predict(probe: str | Path | SavedProbe, store: str | Path | EmbeddingStore) 
     store = EmbeddingStore.open(store)
     saved.check(store)
     if saved.of != VIDEOS:
-        raise InputError("this probe was fitted to spans of time; it says spans, not classes of whole videos")
+        raise InputError("this probe was fitted to spans of time; it predicts spans, not classes of whole videos")
     every = load_features(store, np.arange(len(store), dtype=np.intp))
     good = every.finite()
     rows = np.flatnonzero(good)

@@ -501,7 +501,7 @@ def predict_spans(probe: str | Path | SavedProbe, store: str | Path | EmbeddingS
     store = EmbeddingStore.open(store)
     saved.check(store)
     if saved.of != SEGMENTS:
-        raise InputError("this probe was fitted to whole videos; it says classes of videos, not spans")
+        raise InputError("this probe was fitted to whole videos; it predicts classes of videos, not spans")
     found, failed = [], []
     for place in range(len(store)):
         record = store[place]

@@ -119,7 +119,7 @@ def check_format(path: str | Path) -> str:
     """The suffix of a file that a timeline can be written to. Raises InputError for another one."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise InputError(f"{path} must end in {', '.join(_FORMATS)}: the suffix says what a timeline is written as")
+        raise InputError(f"{path} must end in {', '.join(_FORMATS)}: the suffix sets the format")
     return suffix
 
 

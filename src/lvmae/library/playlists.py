@@ -77,7 +77,7 @@ def check_format(path: str | Path) -> str:
     """The suffix of a file that moments can be written to. Raises InputError for another one."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise InputError(f"{path} must end in {', '.join(FORMATS)}: the suffix says what moments are written as")
+        raise InputError(f"{path} must end in {', '.join(FORMATS)}: the suffix sets the format")
     return suffix
 
 

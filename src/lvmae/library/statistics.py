@@ -96,7 +96,7 @@ def check_format(path: str | Path) -> str:
     """The suffix of a file that statistics can be written to. Raises InputError for another one."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise InputError(f"{path} must end in {', '.join(_FORMATS)}: the suffix says what is written")
+        raise InputError(f"{path} must end in {', '.join(_FORMATS)}: the suffix sets the format")
     return suffix
 
 

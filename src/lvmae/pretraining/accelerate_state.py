@@ -63,7 +63,7 @@ def accelerator_for(recipe: Recipe, out: Path, device: str | None = None) -> Ite
             project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
         )
     except ValueError as error:
-        raise InputError(f"This machine cannot train so: {error}") from None
+        raise InputError(f"This machine cannot train with these settings: {error}") from None
     world = accelerator.num_processes
     if recipe.batch_size < world * recipe.accumulation:
         raise InputError(

@@ -40,7 +40,7 @@ class Start:
         if where.is_dir() or is_run(where):
             return cls(where, run_fingerprint(where))
         if not where.is_file():
-            raise InputError(f"there is no run and no checkpoint at {path}, whose weights the run was to begin with")
+            raise InputError(f"there is no run and no checkpoint at {path}, to take initial weights from")
         with where.open("rb") as file:
             return cls(where, hashlib.file_digest(file, "sha256").hexdigest())
 

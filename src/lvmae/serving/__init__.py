@@ -61,7 +61,7 @@ def serve(
 
     if token is not None and len(token) < _SHORTEST_TOKEN:
         raise InputError(
-            f"the token can be guessed: give at least {_SHORTEST_TOKEN} characters, or none to have one made up"
+            f"the token can be guessed: give at least {_SHORTEST_TOKEN} characters, or none to have one generated"
         )
     own = is_loopback(host)
     if token is None and not own:

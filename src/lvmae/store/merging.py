@@ -89,7 +89,7 @@ def merge_stores(
     folders = [source.folder for source in sources]
     target = StoreFolder(out)
     if any((folder.fs, folder.root) == (target.fs, target.root) for folder in folders):
-        raise InputError(f"{os.fspath(out)} is one of the stores to merge; choose another place for what comes out.")
+        raise InputError(f"{os.fspath(out)} is one of the stores to merge; choose another output.")
     added = skipped = 0
     with StoreWriter(out, manifest) as writer:
         counts = Counter(writer.done)
