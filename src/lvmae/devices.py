@@ -1,4 +1,4 @@
-"""Where arithmetic is done: the one place that chooses a device, so that nothing assumes a kind of machine."""
+"""The choice of a device, in one place for the whole package."""
 
 from __future__ import annotations
 

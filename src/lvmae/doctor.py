@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine: versions, devices, codecs, the cache, disks, and whether each extra works.
+"""A check of this machine for bug reports: versions, devices, codecs, the cache, disks, and whether each extra works.
 
 Every answer is found out, not assumed: an extra works where what it installs can be imported. A check that fails is an answer,
 too; nothing here raises.

@@ -1,4 +1,4 @@
-"""What a store, representations or a run hold, as plain data: the answer to `lvmae inspect`."""
+"""The contents of a store, representations or a run as plain data, for `lvmae inspect`."""
 
 from __future__ import annotations
 

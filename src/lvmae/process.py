@@ -1,4 +1,4 @@
-"""What a call shares with the process that it is a guest in: signals, standard streams, and the state of torch and numpy.
+"""The state that a call shares with its process: signals, standard streams, and the state of torch and numpy.
 
 Whatever a library call changes here it puts back, and nothing that the caller has set changes what it computes.
 """

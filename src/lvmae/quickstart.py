@@ -1,4 +1,4 @@
-"""A folder of videos -> the open page, in one command.
+"""From a folder of videos to an open search page, in one command.
 
 Enters: videos. Leaves, in one folder: the store, a WebVTT file of chapters for each video, and, where there are enough videos to
 learn from, a run, its representations and report.html; and the search page, open in the browser. Every step is a command line,

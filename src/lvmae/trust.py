@@ -1,4 +1,4 @@
-"""Which code may run that a store, a run or a recipe names: `module:Class` in somebody's data is somebody's program.
+"""Decides whether code that a store, a run or a recipe names may run: `module:Class` in somebody's data is somebody's program.
 
 Built-in names and installed plugins need no permission. For the rest a caller gives it for a while (`trusting`), or the user
 for good: `LVMAE_TRUST_CODE` lists what is trusted, with commas, as `module:Class` or `module` for all of it.

@@ -1,4 +1,4 @@
-"""Ablations: a grid over recipes and stores, every cell pre-trained, represented and probed, and what came out."""
+"""Ablations: pre-train, represent and probe every cell of a grid over recipes and stores, and tabulate the results."""
 
 from lvmae.ablation.figures import draw_figures
 from lvmae.ablation.grid import Cell, Grid, axes_of, read_plan

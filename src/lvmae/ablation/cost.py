@@ -1,4 +1,4 @@
-"""What a cell costs to pre-train, before it runs: its steps, its parameters, and the arithmetic they make.
+"""The cost of pre-training a cell, before it runs: steps, parameters and operations.
 
 The time is not known before a cell has run on this machine; from then on the others follow by their arithmetic.
 """

@@ -1,4 +1,4 @@
-"""What an ablation varies: axes of values -> cells, each a store and a resolved recipe.
+"""The grid of an ablation: axes of values -> cells, each a store and a resolved recipe.
 
 In: `key=value,value` settings or a plan in TOML, and named stores. Out: the product, in the order it was written, the
 last axis fastest. Everything that can be wrong with a cell is said before the first one runs.

@@ -1,4 +1,4 @@
-"""What an ablation found, as rows: a row for each cell and probe, and for each cell that failed.
+"""The results of an ablation as rows: one per cell and probe, and one per failed cell.
 
 In: what the cells left. Out: the columns of `results.parquet`, and groups of rows that differ in nothing but seeds, which
 is what tables and figures show.

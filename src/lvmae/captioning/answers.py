@@ -1,4 +1,4 @@
-"""What a model said -> the caption in it; and what is safe to show of what a server said.
+"""A model's answer -> its caption; and the part of a server's message that is safe to show.
 
 Reasoning models think aloud, each family between marks of its own, and some servers send the closing mark alone because the opening
 one is part of their prompt. The caption is what follows the thoughts.

@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible chat endpoint: pictures in, one sentence out, and what to make of everything else.
+"""One request to an OpenAI-compatible chat endpoint: pictures in, one sentence out, and the handling of all errors.
 
 Four ways it ends. An answer. `Unanswered`: this segment has no caption, others may. InputError or WorkError: no segment will have
 one, so the run stops at once. And before `Unanswered`, retries with exponential backoff and jitter, or after as long as the server

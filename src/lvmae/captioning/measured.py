@@ -1,4 +1,4 @@
-"""Answers that end at their measure: what a server sends is read, and unpacked, up to a bound.
+"""Bounded answers: reads, and unpacks, what a server sends up to a limit.
 
 The client's HTTP library is httpx or a fork of it, which openai chooses; so its classes are taken from what it hands over.
 """

@@ -1,4 +1,4 @@
-"""The caption file that is being written: a row is there whole or not at all, and what is there is not asked for again."""
+"""The caption file: rows are written whole or not at all, and captioned segments are not requested again."""
 
 from __future__ import annotations
 

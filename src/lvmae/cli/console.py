@@ -1,4 +1,4 @@
-"""Standard output and error as they may be: in any code page, closed, full, or read by nobody any more."""
+"""Standard output and error in all conditions: any code page, closed, full, or without a reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that finds what a library holds twice."""
+"""The command that finds near-duplicates: duplicates."""
 
 from __future__ import annotations
 

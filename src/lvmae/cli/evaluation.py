@@ -1,4 +1,4 @@
-"""Commands that judge features: probe."""
+"""The command that evaluates features: probe."""
 
 from __future__ import annotations
 

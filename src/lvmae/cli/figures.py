@@ -1,4 +1,4 @@
-"""Commands that tell what a store holds, compare two, and hand one to other tools: stats, compare, export."""
+"""Commands for statistics, comparison and export of stores: stats, compare, export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that use a kept probe: predict, suggest."""
+"""Commands that use a saved probe: predict, suggest."""
 
 from __future__ import annotations
 

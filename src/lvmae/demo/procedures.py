@@ -1,4 +1,4 @@
-"""Procedures that no pooling can tell apart: the same steps in every class, and only their arrangement differs.
+"""Procedures that differ only in the order of their steps, so that no pooling can distinguish the classes.
 
 Three families, as annotated procedures show them. "order": six steps, once each, in an order of three blocks of two.
 "repetition": three of them, twice each, in bouts, in rounds, there and back, or braided. "agreement": the other three, twice

@@ -1,4 +1,4 @@
-"""The local engine: worker processes on one machine, and the one who minds them.
+"""The local engine: worker processes on one machine, and their supervisor.
 
 A worker is one process with one thread of arithmetic, which decodes a file and encodes it in batches that cross the borders of
 videos. On CPU this beats one encoding process fed by decoders: frames never travel between processes, and both cores are always

@@ -1,4 +1,4 @@
-"""Processes of this machine and the one who minds them: how one is started, spoken to and ended.
+"""Worker processes of this machine: how their supervisor starts them, talks to them and ends them.
 
 A process is a fresh interpreter that runs one function of this package; it ends within a second of its minder.
 """

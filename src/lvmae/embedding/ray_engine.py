@@ -1,4 +1,4 @@
-"""The Ray engine: actors all over a cluster, which mind processes as the local engine does; the driver alone writes.
+"""The Ray engine: actors on a cluster, which supervise processes as the local engine does; only the driver writes.
 
 Enters: files, a `Job`, and where the cluster is. Leaves: the same events as the local engine gives, so the store is the same to
 the bit. Without accelerators an actor minds one worker process (`lvmae.embedding.local_engine.Crew`), which loads the encoder

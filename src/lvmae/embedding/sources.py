@@ -1,4 +1,4 @@
-"""What is to be embedded: folders, files, URLs and manifests -> a list of videos, each with an id.
+"""The inputs of an embedding job: folders, files, URLs and manifests -> a list of videos, each with an id.
 
 A manifest is a table (CSV, TSV or Parquet, told by its suffix) with a column `path` and, where wanted, `id`, `start` and `end`: a
 row is a video, or the clip of one from `start` to `end` seconds. Paths in it are relative to it. Other columns are left alone.

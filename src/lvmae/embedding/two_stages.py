@@ -1,4 +1,4 @@
-"""Decoders feed encoders: any number of decoding processes, one encoding process a device, and the one who minds them.
+"""Decoders feed encoders: any number of decoding processes, one encoding process per device, and their supervisor.
 
 Enters: files and a `Job` with devices. Leaves: the events of `lvmae.embedding.pipeline`. A decoder writes each segment's frames
 into a slot of shared memory (`frame_memory`) that it was granted; the minder puts slots of whatever files together to batches; an

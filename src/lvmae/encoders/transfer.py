@@ -1,4 +1,4 @@
-"""Frames to a device: as bytes, from pinned memory, while the device is at work on what came before."""
+"""Copies frames to a device as bytes, from pinned memory, while the device works on the previous batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probes of scikit-learn: what a sceptic would fit to the pooled vectors, its strength chosen on val.
+"""The probes of scikit-learn on pooled vectors, with their regularisation chosen on val.
 
 - linear: standardised features, then logistic regression (one a class where labels are sets), or ridge for a regression;
 - knn: the mean over the nearest training videos by cosine, of features centred on train.

@@ -1,4 +1,4 @@
-"""What is to be fitted for a table, fitted once and kept: the same request resumes after a crash.
+"""The fits of a table, each computed once and cached: the same request resumes after a crash.
 
 A fit is kept in the cache under a hash of all that decides it: the features' values, the targets, the split, the probe and
 its settings. Deleting the cache costs the time to fit again, and nothing else.

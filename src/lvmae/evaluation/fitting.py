@@ -1,4 +1,4 @@
-"""Training one probe on a task's labels: train teaches, val chooses the epoch, test is looked at once.
+"""Trains one probe on a task's labels: it learns on train, val chooses the epoch, test is scored once.
 
 Every probe goes through the same loop; what differs is its `Plan` (epochs, rate, least steps). What comes out depends
 on the seed alone: not on threads, not on what else is trained beside it.

@@ -1,4 +1,4 @@
-"""Frozen features + labels -> a table of probes, beside what needs no features, with errors over test videos.
+"""Frozen features + labels -> a table of probes and baselines without features, with errors over test videos.
 
     table = probe("reps", "labels.csv", raw="store")
     print(table.to_text())

@@ -1,4 +1,4 @@
-"""A probe that is kept: from some labels to all videos of a store, or of any store of the same space.
+"""Saved probes: from a few labels to all videos of a store, or of any store of the same space.
 
     saved = fit_probe("reps", "labels.csv")
     saved.save("PROBE")

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests, where labels do not say it: drawn by a seed, whatever the order of the rows.
+"""Draws train, val and test if the labels have no split: by a seed, independent of the order of the rows.
 
 Shapes: V videos, C classes. Every draw sorts by id first; so the same labels in another order give the same split.
 """

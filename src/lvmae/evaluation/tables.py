@@ -1,4 +1,4 @@
-"""What probing found, as plain data, and tables of it as text, Markdown, LaTeX and JSON."""
+"""The results of probing as plain data, and as tables in text, Markdown, LaTeX and JSON."""
 
 from __future__ import annotations
 

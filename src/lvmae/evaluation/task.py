@@ -1,4 +1,4 @@
-"""A `Task`: which videos, what is to be told about each, and who trains, validates and tests."""
+"""A `Task`: videos, their targets, and the splits."""
 
 from __future__ import annotations
 

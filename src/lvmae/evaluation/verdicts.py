@@ -1,4 +1,4 @@
-"""What stands beside a probe's score: what needs no features, and how the classes come out one by one."""
+"""The context of a probe's score: baselines without features, and scores per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of what can be made again: memory maps, unpacked weights, vectors, indexes. What it gives has been checked.
+"""The cache of files that can be recreated: memory maps, unpacked weights, vectors, indexes. Every file is checked on use.
 
     <kind>/<name>             a file or a folder
     <kind>/<name>.about.json  the hash of every file of it, what it was made of, and when it was last used (the time of this file)

@@ -1,4 +1,4 @@
-"""What a source was when it was read: its size, its time of change and a digest, so that a changed file is noticed."""
+"""The identity of a source when it was read: size, time of change and a digest, to notice changed files."""
 
 from __future__ import annotations
 

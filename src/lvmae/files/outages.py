@@ -1,4 +1,4 @@
-"""Whose fault a failed request is, from what clients of fsspec raise: the file's, or the server's, network's or credentials'."""
+"""Decides whether a failed fsspec request is the fault of the file, or of the server, network or credentials."""
 
 from __future__ import annotations
 

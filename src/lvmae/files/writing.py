@@ -1,4 +1,4 @@
-"""Writing a file or a folder so that it is there whole or not at all, after any crash.
+"""Writes a file or a folder atomically: after any crash it is complete or absent.
 
 What is new is written beside its place under a name that begins with `.tmp-`, brought to the disk, and renamed. A killed process
 leaves no more than such a name, which `remove_leftovers` takes away.

@@ -1,4 +1,4 @@
-"""What a source holds: its videos, each with a way to read its array, and what is left out."""
+"""The contents of a source: its videos, each with a way to read its array, and the files left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chapters of one video: where it turns to something else, and what each part shows.
+"""Chapters of one video: where its content changes, and what each part shows.
 
 Enters: a video of a store. Leaves: a `Timeline`, as text, JSON, WebVTT chapters or a picture. Price: O(n^2 D) for n segments, so
 about a second for a film of two hours; titles cost the encoder's text side once. Beyond 4,096 segments borders are found on a grid

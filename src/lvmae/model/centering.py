@@ -1,4 +1,4 @@
-"""What is taken off the embeddings before anything is learnt from them: nothing, their video's own mean, or the corpus's.
+"""Centring of embeddings before training: subtract nothing, the mean of the video, or the mean of the corpus.
 
 Segments of one video are alike, so that whoever predicts the mean of the visible ones is nearly right. Without that mean the
 differences between segments are all there is to predict.

@@ -1,4 +1,4 @@
-"""What a configuration claims, held against the weights beside it, before any of it is believed.
+"""Checks the sizes in a configuration against its weights, before a model is built from it.
 
 A folder may come from anybody: 100,000 layers in its config.json would fill all memory before the weights are looked at.
 Only headers of files are read.

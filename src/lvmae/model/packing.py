@@ -1,4 +1,4 @@
-"""What the models take from users, padded or packed, as one row of real tokens; and results in the shape that came in.
+"""Converts padded or packed input to one row of real tokens, and results back to the shape of the input.
 
     padded (B,S,D) + attention_mask ──┐
     packed (1,N,D) + lengths ─────────┴► Batch: (N,D), and what a `Plan` is made from

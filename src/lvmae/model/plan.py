@@ -1,4 +1,4 @@
-"""Where everything of a batch lies, as tensors: made on the host beside the data, used by every layer.
+"""The layout of a batch as tensors, made on the host next to the data and used by every layer.
 
     full row   [CLS] t t t t  [CLS] t t ...     M = N + S rows, a [CLS] in front of each sequence
     visible    [CLS] t   t    [CLS]   t ...     V rows of it that the encoder sees

@@ -1,4 +1,4 @@
-"""What runs on CUDA alone: the next batch crosses while this one is worked on, and a step is one CUDA graph.
+"""The code for CUDA only: the next batch is copied during the current step, and a step is one CUDA graph.
 
 Launching the kernels of 40 layers one by one takes the host longer than the GPU takes to run them. A graph of the whole step,
 forward, backward, clipping and AdamW, is recorded once for each size of batch, and then launched as one. Recording computes

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints, written atomically: each is complete or absent.
 
     checkpoints/step-00001200/
       model.safetensors, config.json   a model like any other: `from_pretrained` reads it

@@ -1,4 +1,4 @@
-"""Items of a data set, made ahead by processes of their own, whatever the machine is like.
+"""Prepares items of a data set ahead of time in separate processes, on any machine.
 
 torch hands tensors from a worker to its process through /dev/shm. Docker gives that 64 MB, and where it is full the hand-over
 fails in a thread that nobody waits for: the process then waits for ever. So items cross here through the pipe, as arrays.

@@ -1,4 +1,4 @@
-"""A few steps of a run that is never begun, to tell what the run would cost. Writes nothing."""
+"""Runs a few steps of a pre-training to estimate its cost. Writes nothing."""
 
 from __future__ import annotations
 

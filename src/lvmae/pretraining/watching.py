@@ -1,4 +1,4 @@
-"""What features are worth while they are learnt, on held-out videos: without labels, and with those of `--watch`.
+"""Evaluates features on held-out videos during training: without labels, and with those of `--watch`.
 
     rankme              the effective rank of the videos' mean tokens (Garrido et al., arXiv 2210.02885)
     lidar               the same of what differs between videos, in units of what differs between masks of one (Thilak et al.,

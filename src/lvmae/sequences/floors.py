@@ -1,4 +1,4 @@
-"""What can be said about masked segments without a model: the floors a reconstruction has to beat.
+"""Predictions for masked segments without a model: the baselines that a reconstruction has to beat.
 
 Enters: (L, D) embeddings and `bool_masked_pos` (L,) with at least one visible segment. Leaves: (L, D) guesses; visible rows hold
 their own embedding.

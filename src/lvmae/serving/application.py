@@ -1,4 +1,4 @@
-"""The page and what it asks for, and what other programs ask: the routes, without any guard."""
+"""The routes of the page and of the API for other programs, without access control."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom the server answers, and what a browser may do with its answers.
+"""Access control: which requests the server answers, and what a browser may do with the answers.
 
 On this machine's own address a request must name that address (a foreign name pointed at it, DNS rebinding, is refused) and
 must not come from another site's page; on any other address each request must bring the token, as the cookie that the printed

@@ -1,4 +1,4 @@
-"""What one visitor may take of the server: time for headers and bodies, connections, bytes, lines of the log."""
+"""Limits for one visitor: time for headers and bodies, connections, bytes, lines of the log."""
 
 from __future__ import annotations
 

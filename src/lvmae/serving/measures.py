@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: requests, their times, searches and batches, connections."""
+"""The metrics for Prometheus at /metrics: requests, their times, searches and batches, connections."""
 
 from __future__ import annotations
 

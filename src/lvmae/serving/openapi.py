@@ -1,4 +1,4 @@
-"""What the server answers to programs, as OpenAPI 3.1."""
+"""The OpenAPI 3.1 description of the server's API."""
 
 from __future__ import annotations
 

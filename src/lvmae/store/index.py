@@ -1,4 +1,4 @@
-"""What a store knows of its shards apart from them: so that a damaged, lost, copied or exchanged one is noticed.
+"""The index of a store's shards: it shows whether one is damaged, lost, copied or exchanged.
 
     index/data-00000003.12-345678-<hash>.<check>.json    shard 3 of `data`: 12 rows, 345,678 bytes, the first half of its SHA-256,
                                                          and a checksum of this file itself

@@ -1,4 +1,4 @@
-"""Taking videos out of a store for good: their rows, the copies of them in the cache, and the way back in.
+"""Removes videos from a store permanently: their rows, the copies of them in the cache, and the way back in.
 
 Enters: a store and ids. Leaves: a store without them, in which they stay out until they are admitted again. It is noted first
 which videos are removed: from then on no reader shows them. Then the shards that hold them are exchanged. Interrupted in between,

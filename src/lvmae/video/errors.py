@@ -1,4 +1,4 @@
-"""Why a file gives no frames: it is bad, or it cannot be reached now."""
+"""Errors of video files: the file is bad, or cannot be reached now."""
 
 from __future__ import annotations
 

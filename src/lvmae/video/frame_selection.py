@@ -1,4 +1,4 @@
-"""Which packets have to be decoded for a few frames of a file, and no others.
+"""Selects the packets that must be decoded for a few frames of a file.
 
 Enters: a path or URL, and ascending times. Leaves: for each time the frame that a player shows then, the last whose presentation
 time is not later, counted from the start of the file (the earliest of its streams); before the first frame, the first. Price:

@@ -1,4 +1,4 @@
-"""What a family of benchmark tasks is: one class in one file, with its reader, splits, metric and published figures."""
+"""The base class of a family of benchmark tasks: its reader, splits, metric and published figures."""
 
 from __future__ import annotations
 

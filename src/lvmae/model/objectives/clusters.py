@@ -1,4 +1,4 @@
-"""What kind of segment it is: a code of a codebook that is fitted before training (after HuBERT, Hsu et al., arXiv 2106.07447)."""
+"""Predicts the kind of a segment: a code of a codebook fitted before training (after HuBERT, Hsu et al., arXiv 2106.07447)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the hidden segments it is, by InfoNCE (van den Oord et al., arXiv 1807.03748)."""
+"""Predicts which of the hidden segments it is, by InfoNCE (van den Oord et al., arXiv 1807.03748)."""
 
 from __future__ import annotations
 

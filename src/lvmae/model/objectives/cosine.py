@@ -1,4 +1,4 @@
-"""The embedding's direction, by cosine."""
+"""Predicts the embedding's direction, by cosine."""
 
 from __future__ import annotations
 

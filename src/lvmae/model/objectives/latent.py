@@ -1,4 +1,4 @@
-"""What a teacher makes of the hidden segment in its context (after data2vec, Baevski et al., arXiv 2202.03555)."""
+"""Predicts a teacher's representation of the hidden segment in its context (after data2vec, Baevski et al., arXiv 2202.03555)."""
 
 from __future__ import annotations
 

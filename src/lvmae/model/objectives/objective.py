@@ -1,4 +1,4 @@
-"""What an objective is: what is predicted of a masked segment, how it is scored, and what it has to beat.
+"""The base class of objectives: the prediction for a masked segment, its score, and the baselines to beat.
 
 Everything the rest of the project knows of "what is learnt" it asks here: the model's forward (`targets`, `loss`), the
 training loop (`begin`, `after_step`), validation (`scores`, `floors`), card, progress line and demo (`verdict`, `standing`,

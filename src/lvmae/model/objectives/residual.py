@@ -1,4 +1,4 @@
-"""How a segment differs from its video: the embedding minus the mean of the visible segments."""
+"""Predicts how a segment differs from its video: the embedding minus the mean of the visible segments."""
 
 from __future__ import annotations
 
