@@ -55,6 +55,11 @@ def _wait_for(address: str) -> None:
 def _report(page: Any, report: Path, picture: Path) -> None:
     page.goto(report.resolve().as_uri())
     page.wait_for_selector("#segment h3")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")  # to a segment within the first video
+    top = page.evaluate("document.querySelector('#segment').getBoundingClientRect().top + window.scrollY")
+    page.evaluate("top => window.scrollTo({top: top, behavior: 'instant'})", top - 330)
+    page.wait_for_timeout(300)
     page.screenshot(path=picture)
 
 

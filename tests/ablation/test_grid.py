@@ -57,15 +57,15 @@ def test_a_cell_from_before_epochs_were_dealt_is_continued(films: Films, tmp_pat
         [cell] = Grid.of({"one": films["5s"]}, {"layers": [1]}, recipe="tiny", settings=settings).cells
         return cell.folder(tmp_path)
 
-    old, new = folder(order="shuffled"), folder()
+    old, new = folder(order="shuffled"), folder(order="dealt")
     assert old != new
     (old / "run").mkdir(parents=True)
     recipe = {**named("tiny").to_dict(), "order": "shuffled"}
     (old / "run" / "recipe.json").write_text(json.dumps({"recipe": recipe}))
-    assert folder() == new  # someone's own choice, not an older version's
+    assert folder(order="dealt") == new  # someone's own choice, not an older version's
     del recipe["order"]
     (old / "run" / "recipe.json").write_text(json.dumps({"recipe": recipe}))
-    assert folder() == old
+    assert folder(order="dealt") == old
 
 
 def test_recipes_are_an_axis_and_one_store_is_none(films: Films) -> None:

@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "epochs": 3,
     "warmup_epochs": 1,
     "batch_size": 3,
+    "order": "dealt",
     "base_lr": 0.5,
     "checkpoint_every": 3,
     "log_every": 2,
