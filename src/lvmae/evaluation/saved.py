@@ -321,7 +321,7 @@ def predict(probe: str | Path | SavedProbe, store: str | Path | EmbeddingStore) 
     good = every.finite()
     rows = np.flatnonzero(good)
     scores = saved.outputs(every.take(rows).pooled(saved.readout))
-    failed = tuple(store.ids[row] for row in np.flatnonzero(~good))
+    failed = (*store.unsound, *(store.ids[row] for row in np.flatnonzero(~good)))  # the store leaves the first ones out
     return Predictions(saved, tuple(store.ids[row] for row in rows), scores, failed)
 
 
