@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 pytest.importorskip("imageio_ffmpeg", reason="its ffmpeg makes and reads the films")
 
 from films import SIZE, number_in
-from lvmae.video.decoding import decode_segments, probe, small_frames, thumbnails
+from lvmae.video.decoding import decode_segments, probe, small_frames, still_picture, thumbnails
 from played import MPEG2, X264, assert_as_played, edited, ffmpeg, film_of, joined
 
 COLOURS = np.kron(
@@ -125,3 +126,14 @@ def test_two_frames_of_one_time_stamp(tmp_path: Path) -> None:
         segments = decode_segments(path, times, times + 0.04, num_frames=1, image_size=SIZE, skip=skip)
         expected = [{29: 30, 56: 57}.get(number, number) for number in range(100)]
         assert [number_in(segment[0]) for segment in segments] == expected
+
+
+def test_a_colour_profile_with_a_name_is_freed_once(tmp_path: Path) -> None:
+    """PNG files name their profile; looking at the side data of such a frame ended the process at the next collection."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / "profile.png"
+    Image.fromarray(np.full((40, 60, 3), (10, 120, 240), np.uint8)).save(path, icc_profile=profile)
+    for _ in range(20):
+        picture = still_picture(path, 32)
+        gc.collect()
+    assert np.abs(picture.astype(int) - (10, 120, 240)).max() <= 1

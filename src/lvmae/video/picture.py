@@ -80,15 +80,25 @@ class Orientation:
 
 
 _AS_IT_IS = Orientation()
+# By quarter turns, counter-clockwise.
+_TURNED = (_AS_IT_IS, Orientation(True, flips=True), Orientation(False, True, True), Orientation(True, mirrors=True))
+# PyAV 18 frees the name of a colour profile twice once the side data of a frame were looked at. PNG files have such names, so
+# of frames in their formats only the turn is asked for.
+_OF_STILLS = ("gray", "ya", "pal", "mono")
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """What the display matrix asks for, to the nearest quarter of a turn, as ffmpeg and players apply it."""
-    side_data: Any = frame.side_data
+    if frame.format.is_rgb or frame.format.name.startswith(_OF_STILLS):
+        return _TURNED[round(frame.rotation / 90) % 4]
+    side_data: Any
     try:
+        side_data = frame.side_data
         data = side_data[SideDataType.DISPLAYMATRIX]
     except KeyError:
         return _AS_IT_IS
+    except ValueError:  # the frame also has data of a kind that PyAV does not know
+        return _TURNED[round(frame.rotation / 90) % 4]
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32, count=9).tolist()
     # A point (x, y) of the picture is shown at (a x + c y, b x + d y).
     if abs(b) + abs(c) > abs(a) + abs(d):
