@@ -183,7 +183,7 @@ import sys
 from lvmae.embedding import embed_videos
 folder, out, log, address = sys.argv[1:]
 try:
-    embed_videos(folder, out, encoder="test_cluster:Mixed", encoder_options={"log": log}, segment_seconds=1.0, batch_size=3,
+    embed_videos(folder, out, encoder="test_ray_engine:Mixed", encoder_options={"log": log}, segment_seconds=1.0, batch_size=3,
                  engine="ray", address=address)
 except KeyboardInterrupt as stopped:
     print(stopped)
