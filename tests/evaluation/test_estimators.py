@@ -233,7 +233,8 @@ def test_a_video_that_is_not_finite_is_that_videos_failure(
     task = _task(latent, "classification")
     table = probe(tmp_path / "reps", task, raw=stores[1], probes=["linear"], seeds=1)
     assert table.missing == ("v007",)
-    assert "1 videos have values that are not finite (NaN or Inf) and are left out: 'v007'." in table.to_text()
+    assert "1 of 150 annotated videos are not in the store, such as v007." in table.to_text()
+    assert "NaN" in EmbeddingStore.open(tmp_path / "reps").unsound["v007"].reason  # the store says why
     assert np.isfinite([row.mean for row in table.rows]).all()
     assert '"missing": [\n    "v007"' in table.to_json()
 

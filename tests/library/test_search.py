@@ -274,7 +274,7 @@ def test_wrong_requests_are_one_sentence(
         "either a text": [store.path],
         "either a text to": [store.path, "cat", "--video", "a"],
         "nothing to search for": [store.path, "  "],
-        "give --video": [store.path, "cat", "--features", "cls"],
+        "--features needs --video": [store.path, "cat", "--features", "cls"],
         "at least one moment": [store.path, "cat", "--top", "0"],
         "at least one video": [store.path, "--video", "a", "--top", "0"],
         "search films/store by text": [reps.path, "cat"],
