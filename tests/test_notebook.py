@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, finds what its corpus shows, and is stored without outputs."""
+"""The notebook runs from its first cell to its last, finds what its corpus shows, and is stored with its outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ def test_the_notebook_runs_and_finds_what_is_there(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-    assert "/root" not in NOTEBOOK.read_text(encoding="utf-8")
+    stored = [output for cell in code for output in cell.outputs]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in stored) == 2
+    assert not any(output.output_type == "error" for output in stored)
+    assert not any(folder in NOTEBOOK.read_text(encoding="utf-8") for folder in ("/root", "/home", "/tmp"))
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
 
     nbclient.NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
