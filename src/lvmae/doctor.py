@@ -40,6 +40,7 @@ EXTRAS = {
     "serve": ("starlette", "uvicorn"),
     "shots": ("scenedetect",),
     "tensorboard": ("tensorboard",),
+    "umap": ("umap",),
     "wandb": ("wandb",),
 }
 
